@@ -1,0 +1,20 @@
+//! The vocabulary: what a message, an address, an id, a reply and a failure are.
+//!
+//! Owns: the values that every other folder passes on. Never: I/O, clocks, policy. This is a
+//! leaf: it imports nothing but [`crate::limits`].
+//!
+//! Diagnostics: foreign bytes that do not parse come back as an [`address::AddressError`];
+//! nothing here panics on input.
+
+pub mod address;
+pub mod envelope;
+pub mod ids;
+pub mod status;
+pub mod text;
+pub mod time;
+
+pub use address::{AddressError, Domain, Mailbox};
+pub use envelope::{BodyKind, Envelope, MessageFacts, Notify, Recipient, Ret};
+pub use ids::{Dcid, Handle, Icid, Mid, Rid, ShardId};
+pub use status::{Enhanced, Failure, Reply};
+pub use time::{Mono, Now, Wall};

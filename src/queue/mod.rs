@@ -1,0 +1,3 @@
+//! The durable memory-mapped queue.
+
+pub mod settings;

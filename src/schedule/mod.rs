@@ -1,0 +1,3 @@
+//! The queue manager.
+
+pub mod settings;

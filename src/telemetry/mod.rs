@@ -1,0 +1,3 @@
+//! Telemetry.
+
+pub mod settings;
