@@ -9,6 +9,7 @@
 pub mod address;
 pub mod envelope;
 pub mod ids;
+pub mod outcome;
 pub mod status;
 pub mod text;
 pub mod time;
@@ -16,5 +17,9 @@ pub mod time;
 pub use address::{AddressError, Domain, Mailbox};
 pub use envelope::{BodyKind, Envelope, MessageFacts, Notify, Recipient, Ret};
 pub use ids::{Dcid, Handle, Icid, Mid, Rid, ShardId};
+pub use outcome::{
+    Accepted, ConnectionCause, ConnectionFailure, PossiblyAccepted, ProofOfSafety,
+    RecipientOutcome, Stage,
+};
 pub use status::{Enhanced, Failure, Reply};
 pub use time::{Mono, Now, Wall};
