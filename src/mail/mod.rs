@@ -7,6 +7,7 @@
 //! nothing here panics on input.
 
 pub mod address;
+pub mod body;
 pub mod envelope;
 pub mod ids;
 pub mod outcome;
@@ -15,6 +16,7 @@ pub mod text;
 pub mod time;
 
 pub use address::{AddressError, Domain, Mailbox};
+pub use body::Body;
 pub use envelope::{BodyKind, Envelope, MessageFacts, Notify, Recipient, Ret};
 pub use ids::{Dcid, Handle, Icid, Mid, Rid, ShardId};
 pub use outcome::{

@@ -1,1 +1,4 @@
-//! shard
+//! Shards: the only data-plane I/O.
+
+pub mod connection;
+pub mod io;

@@ -1,0 +1,15 @@
+//! The bytes of one message and what was seen in them.
+//!
+//! Owns: [`Body`], shared by queue, client session and socket without a copy. Never: the
+//! envelope.
+
+use super::envelope::MessageFacts;
+
+/// A message as it is stored and sent: header and body with CRLF line ends, not dot-stuffed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Body {
+    /// The octets.
+    pub bytes: Vec<u8>,
+    /// How they may be sent.
+    pub facts: MessageFacts,
+}

@@ -1,0 +1,485 @@
+//! The only doors of the data plane to the kernel: sockets, files, time, randomness.
+//!
+//! Owns: [`Socket`], [`Listener`], [`File`], the two ways to run them ([`Backend`]), the clock.
+//! Never: protocol, policy, deadlines. Everything above this folder is the same code on io_uring
+//! and on epoll.
+//!
+//! An operation in flight is never dropped on a live socket: who loses patience calls
+//! [`Socket::shutdown`], awaits the operation, then drops it.
+//!
+//! Diagnostics: errors of the kernel come back as `io::Error`.
+
+mod clock;
+mod epoll;
+mod gather;
+mod ring;
+mod sockopt;
+
+use std::fs::OpenOptions;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockAddr, Type};
+
+pub use clock::{now, random};
+pub use gather::{Gather, Piece};
+
+/// Connections that wait to be accepted at most; the kernel lowers it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// A peer that acknowledges nothing for this long is gone (RFC 5482): the backstop under the
+/// SMTP deadlines.
+const USER_TIMEOUT: Duration = Duration::from_secs(660);
+
+/// How a shard does its I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backend {
+    /// io_uring.
+    Ring,
+    /// epoll, with one helper thread for files.
+    Epoll,
+}
+
+impl Backend {
+    /// The name as the configuration and the status page have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// Why io_uring cannot be used here, in one line that says what to change; `Ok` when it can.
+///
+/// # Errors
+/// The line.
+pub fn probe_ring() -> Result<(), String> {
+    ring::probe().map_err(|error| {
+        let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
+        let cure = match (error.raw_os_error(), disabled.as_deref().map(str::trim)) {
+            (Some(libc::EPERM), Ok("1" | "2")) => "set sysctl kernel.io_uring_disabled=0",
+            (Some(libc::EPERM | libc::EACCES), _) => {
+                "a seccomp filter forbids it: allow io_uring_setup, io_uring_enter and \
+                 io_uring_register (containers: a seccomp profile with them)"
+            }
+            (Some(libc::ENOSYS), _) => {
+                "the kernel has no io_uring, or a seccomp filter hides it: Linux 6.0 or newer"
+            }
+            (Some(libc::ENOMEM), _) => "raise RLIMIT_MEMLOCK (LimitMEMLOCK= in the unit file)",
+            _ => "use Linux 6.0 or newer",
+        };
+        format!("io_uring is refused ({error}): {cure}")
+    })
+}
+
+/// Runs `future` to its end on this thread. File operations of the epoll twin need
+/// [`Files::start`] inside it.
+///
+/// # Errors
+/// The ring or the runtime could not be made.
+pub fn run<F: Future>(backend: Backend, future: F) -> io::Result<F::Output> {
+    match backend {
+        Backend::Ring => ring::run(future),
+        Backend::Epoll => epoll::run(future),
+    }
+}
+
+/// Starts a task on this thread's runtime; it runs until it ends or the runtime does.
+pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
+    drop(tokio::task::spawn_local(future));
+}
+
+/// Sleeps; for the few timers of a shard, not for one per operation.
+pub async fn sleep(duration: Duration) {
+    tokio::time::sleep(duration).await;
+}
+
+/// A TCP connection.
+#[derive(Clone)]
+pub struct Socket(SocketKind);
+
+#[derive(Clone)]
+enum SocketKind {
+    Ring(ring::SharedFd),
+    Epoll(Rc<epoll::Stream>),
+}
+
+impl Socket {
+    /// Makes a socket to `peer` and binds it to `source`; [`Connecting::stands`] connects it.
+    ///
+    /// # Errors
+    /// Too many open files, no such source address.
+    pub fn to(
+        backend: Backend,
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> io::Result<Connecting> {
+        let socket = socket2::Socket::new(
+            Domain::for_address(peer),
+            Type::STREAM.cloexec(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        if let Some(source) = source {
+            // The port is chosen at connect, when the kernel knows the peer: a source address
+            // then has 28,000 ports for each peer and not for all of them together.
+            sockopt::bind_address_no_port(&socket)?;
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        let socket = Self::begin(backend, socket, peer)?;
+        Ok(Connecting { socket, peer: peer.into() })
+    }
+
+    fn begin(backend: Backend, socket: socket2::Socket, peer: SocketAddr) -> io::Result<Self> {
+        match backend {
+            Backend::Ring => Ok(Self(SocketKind::Ring(Rc::new(socket.into())))),
+            Backend::Epoll => {
+                socket.set_nonblocking(true)?;
+                match socket.connect(&peer.into()) {
+                    Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => return Err(e),
+                    Ok(()) | Err(_) => {}
+                }
+                Ok(Self(SocketKind::Epoll(Rc::new(epoll::stream(socket.into())?))))
+            }
+        }
+    }
+
+    /// Receives into `buffer`, behind what it holds; 0 octets at the end of the stream.
+    #[must_use]
+    pub fn recv(&self, buffer: Vec<u8>) -> Recv {
+        match &self.0 {
+            SocketKind::Ring(fd) => Recv(RecvKind::Ring(ring::recv(fd, buffer))),
+            SocketKind::Epoll(stream) => Recv(RecvKind::Epoll(epoll::recv(stream, buffer))),
+        }
+    }
+
+    /// Sends all of `gather`.
+    #[must_use]
+    pub fn send(&self, gather: Gather) -> Send {
+        match &self.0 {
+            SocketKind::Ring(fd) => Send(SendKind::Ring(ring::send(fd, gather))),
+            SocketKind::Epoll(stream) => Send(SendKind::Epoll(epoll::send(stream, gather))),
+        }
+    }
+
+    /// Ends both directions; operations in flight complete at once.
+    pub fn shutdown(&self) {
+        // A socket that the peer has reset is not connected any more: nothing is left to end.
+        drop(self.as_socket().shutdown(std::net::Shutdown::Both));
+    }
+
+    /// Ends our direction: the peer reads the end of the stream, we still read what it says.
+    pub fn shutdown_write(&self) {
+        drop(self.as_socket().shutdown(std::net::Shutdown::Write));
+    }
+
+    /// Our end.
+    ///
+    /// # Errors
+    /// The socket is not connected any more.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        address(self.as_socket().local_addr())
+    }
+
+    /// The peer's end.
+    ///
+    /// # Errors
+    /// The socket is not connected any more.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        address(self.as_socket().peer_addr())
+    }
+
+    fn as_socket(&self) -> socket2::SockRef<'_> {
+        match &self.0 {
+            SocketKind::Ring(fd) => socket2::SockRef::from(&**fd),
+            SocketKind::Epoll(stream) => socket2::SockRef::from(&**stream),
+        }
+    }
+}
+
+fn address(given: io::Result<SockAddr>) -> io::Result<SocketAddr> {
+    given?.as_socket().ok_or_else(|| io::Error::other("not an internet socket"))
+}
+
+/// A socket whose connection is under way.
+pub struct Connecting {
+    socket: Socket,
+    peer: SockAddr,
+}
+
+impl Connecting {
+    /// The socket, to shut it down while it connects.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Waits until the connection stands.
+    ///
+    /// # Errors
+    /// Refused, unreachable, reset, timed out, shut down.
+    pub async fn stands(self) -> io::Result<Socket> {
+        match &self.socket.0 {
+            SocketKind::Ring(fd) => ring::connect(fd, self.peer).await?,
+            SocketKind::Epoll(stream) => epoll::connected(stream).await?,
+        }
+        Ok(self.socket)
+    }
+}
+
+/// A receive under way.
+pub struct Recv(RecvKind);
+
+enum RecvKind {
+    Ring(ring::Recv),
+    Epoll(epoll::Recv),
+}
+
+impl Future for Recv {
+    type Output = (io::Result<usize>, Vec<u8>);
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.get_mut().0 {
+            RecvKind::Ring(recv) => Pin::new(recv).poll(cx),
+            RecvKind::Epoll(recv) => Pin::new(recv).poll(cx),
+        }
+    }
+}
+
+/// A send under way.
+pub struct Send(SendKind);
+
+enum SendKind {
+    Ring(ring::Send),
+    Epoll(epoll::Send),
+}
+
+impl Future for Send {
+    type Output = io::Result<()>;
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.get_mut().0 {
+            SendKind::Ring(send) => Pin::new(send).poll(cx),
+            SendKind::Epoll(send) => Pin::new(send).poll(cx),
+        }
+    }
+}
+
+/// A listening socket, bound before any shard runs so that a wrong address is an error at start.
+pub struct BoundListener(OwnedFd);
+
+impl BoundListener {
+    /// Binds and listens. Several sockets on one address (SO_REUSEPORT) share its connections.
+    ///
+    /// # Errors
+    /// In use, not ours, no permission.
+    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.cloexec(),
+            Some(Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Accepted sockets inherit it.
+        socket.set_tcp_nodelay(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self(socket.into()))
+    }
+
+    /// The address, with the port that the system chose when 0 was asked for.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        address(socket2::SockRef::from(&self.0).local_addr())
+    }
+
+    /// Ready to accept on this thread's runtime.
+    ///
+    /// # Errors
+    /// The runtime refuses the socket.
+    pub fn open(self, backend: Backend) -> io::Result<Listener> {
+        Ok(Listener(match backend {
+            Backend::Ring => ListenerKind::Ring(Rc::new(self.0)),
+            Backend::Epoll => ListenerKind::Epoll(Rc::new(epoll::listener(self.0)?)),
+        }))
+    }
+}
+
+/// A listening socket of one shard.
+#[derive(Clone)]
+pub struct Listener(ListenerKind);
+
+#[derive(Clone)]
+enum ListenerKind {
+    Ring(ring::SharedFd),
+    Epoll(Rc<epoll::Accepting>),
+}
+
+impl Listener {
+    /// Waits for a connection. Never drop it while it waits: call [`Listener::shutdown`] and
+    /// await it, or an accepted connection is lost.
+    ///
+    /// # Errors
+    /// Too many open files; the listener was shut down.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        Ok(Socket(match &self.0 {
+            ListenerKind::Ring(fd) => SocketKind::Ring(Rc::new(ring::accept(fd).await?)),
+            ListenerKind::Epoll(listener) => SocketKind::Epoll(Rc::new(listener.accept().await?)),
+        }))
+    }
+
+    /// Stops accepting: an accept under way ends with an error.
+    pub fn shutdown(&self) {
+        let socket = match &self.0 {
+            ListenerKind::Ring(fd) => socket2::SockRef::from(&**fd),
+            ListenerKind::Epoll(listener) => listener.as_socket(),
+        };
+        drop(socket.shutdown(std::net::Shutdown::Both));
+    }
+}
+
+/// Opens and makes files for one shard.
+#[derive(Clone)]
+pub struct Files(Option<epoll::Helper>);
+
+impl Files {
+    /// Starts the helper thread where one is needed.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start(backend: Backend) -> io::Result<Self> {
+        Ok(Self(match backend {
+            Backend::Ring => None,
+            Backend::Epoll => Some(epoll::Helper::start()?),
+        }))
+    }
+
+    /// Takes over a file that is already open.
+    #[must_use]
+    pub fn adopt(&self, file: std::fs::File) -> File {
+        match &self.0 {
+            None => File(FileKind::Ring(Rc::new(file.into()))),
+            Some(helper) => File(FileKind::Helped(helper.clone(), Arc::new(file))),
+        }
+    }
+
+    /// Opens a file for appending and makes it if it is not there. This blocks for the time of
+    /// one open(2): for logs at start and at SIGHUP.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn open_append(&self, path: &Path) -> io::Result<File> {
+        Ok(self.adopt(OpenOptions::new().append(true).create(true).open(path)?))
+    }
+
+    /// Standard output.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn stdout(&self) -> io::Result<File> {
+        let fd = io::stdout().as_fd().try_clone_to_owned()?;
+        Ok(self.adopt(fd.into()))
+    }
+}
+
+/// An open file.
+#[derive(Clone)]
+pub struct File(FileKind);
+
+#[derive(Clone)]
+enum FileKind {
+    Ring(ring::SharedFd),
+    Helped(epoll::Helper, Arc<std::fs::File>),
+}
+
+impl File {
+    /// Writes all of `gather` at `offset`.
+    ///
+    /// # Errors
+    /// As pwritev(2); a part may be written then.
+    pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
+        match &self.0 {
+            FileKind::Ring(fd) => ring::write_at(fd, gather, Some(offset)).await,
+            FileKind::Helped(helper, file) => helper.write_at(file, gather, Some(offset)).await,
+        }
+    }
+
+    /// Writes all of `gather` where the file stands (at its end, if opened for appending).
+    ///
+    /// # Errors
+    /// As writev(2); a part may be written then.
+    pub async fn append(&self, gather: Gather) -> io::Result<()> {
+        match &self.0 {
+            FileKind::Ring(fd) => ring::write_at(fd, gather, None).await,
+            FileKind::Helped(helper, file) => helper.write_at(file, gather, None).await,
+        }
+    }
+
+    /// Reads `octets` from `offset`.
+    ///
+    /// # Errors
+    /// As pread(2); `UnexpectedEof` when the file ends before.
+    pub async fn read_exact_at(&self, octets: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::with_capacity(octets);
+        while buffer.len() < octets {
+            let place = offset + buffer.len() as u64;
+            let count = match &self.0 {
+                FileKind::Ring(fd) => {
+                    let (result, given_back) = ring::read_at(fd, buffer, place).await;
+                    buffer = given_back;
+                    result?
+                }
+                FileKind::Helped(helper, file) => {
+                    let piece = helper.read_at(file, octets - buffer.len(), place).await?;
+                    buffer.extend_from_slice(&piece);
+                    piece.len()
+                }
+            };
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        buffer.truncate(octets);
+        Ok(buffer)
+    }
+
+    /// fdatasync(2). An error is never to be retried: the kernel tells of it once.
+    ///
+    /// # Errors
+    /// As fdatasync(2).
+    pub async fn sync_data(&self) -> io::Result<()> {
+        match &self.0 {
+            FileKind::Ring(fd) => ring::sync_data(fd).await,
+            FileKind::Helped(helper, file) => helper.sync_data(file).await,
+        }
+    }
+}
+
+/// Pins this thread to the `index`-th processor it may run on; false when the system refuses.
+#[must_use]
+pub fn pin_thread(index: usize) -> bool {
+    let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return false };
+    let processors: Vec<usize> =
+        (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)).collect();
+    if processors.is_empty() {
+        return false;
+    }
+    let mut chosen = rustix::thread::CpuSet::new();
+    chosen.set(processors[index % processors.len()]);
+    rustix::thread::sched_setaffinity(None, &chosen).is_ok()
+}
