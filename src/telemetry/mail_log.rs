@@ -430,7 +430,7 @@ fn failed<'a>(line: Line<'a>, dcid: Dcid, mid: Mid, rid: Rid, failure: &Failure)
             line.listed(reply.lines.iter().map(AsRef::as_ref)).text(")")
         }
         None => {
-            let words = (!failure.detail.is_empty()).then(|| failure.detail.as_bytes());
+            let words = (!failure.detail.is_empty()).then_some(failure.detail.as_bytes());
             line.text(" ('000', ").listed(words.into_iter()).text(")")
         }
     }
