@@ -1,4 +1,140 @@
-//! Shards: the only data-plane I/O.
+//! Shards: the only data-plane I/O. One shard = one pinned thread = one runtime = one ring.
+//!
+//! Owns: the [`Shard`] and its tasks. Never: failure policy (`settle`), the choice of host
+//! (`route`), the dialogue (`smtp`), the disk format (`queue`): it carries their words to and
+//! from the kernel.
+//!
+//! | file | part of the flow |
+//! |---|---|
+//! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
+//! | `commit` | queue: effects carried out, 250 released by their results |
+//! | `delivery` | **the story of one delivery**: schedule, route, connect, transact, settle |
+//! | `destination` | route: a receiving domain resolved to a plan and its limits |
+//! | `pool` | connect: lanes, growth by need, permits |
+//! | `session` | transact: one connection to a host |
+//! | `bounce` | settle: hard bounces and their reports |
+//! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
+//! | `hot`, `connection`, `log`, `shared`, `engine` | bytes in memory; a socket under a task; the log's writer; what shards share; threads |
+//!
+//! Shared between shards are only the members of [`Shared`]: the configuration snapshot, cursors
+//! and host health, permits, wake-up gates, counters. No shard ever waits for another.
+//!
+//! Diagnostics: a panic ends the process (its state is unknown then); the marks `in flight` in
+//! the queue tell the next start which message it was.
 
+mod bounce;
+mod commit;
 pub mod connection;
+mod delivery;
+mod destination;
+pub mod engine;
+mod hot;
 pub mod io;
+mod listener;
+mod log;
+mod pool;
+mod session;
+mod shared;
+mod tick;
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::config::Snapshot;
+use crate::mail::{Dcid, Domain, Handle, Now, ShardId};
+use crate::queue::{FileMedium, Queue, SegmentId};
+use crate::schedule::Destinations;
+use crate::telemetry::{Counters, Latencies, MailLog};
+
+use commit::Waiter;
+use connection::Bell;
+use delivery::UnderWay;
+use destination::Destination;
+use hot::Hot;
+use io::{Backend, File, Files};
+use pool::Pool;
+
+pub use engine::Engine;
+pub use shared::{ShardReport, Shared, Stopping};
+
+/// One shard: everything here belongs to one thread.
+pub struct Shard {
+    id: ShardId,
+    backend: Backend,
+    shared: Arc<Shared>,
+    files: Files,
+    medium: Arc<FileMedium>,
+    queue: RefCell<Queue>,
+    segment_files: RefCell<HashMap<SegmentId, File>>,
+    /// Who waits for a commit.
+    waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
+    hot: RefCell<Hot>,
+    destinations: RefCell<Destinations>,
+    /// Receiving domains with mail here, resolved.
+    resolved: RefCell<HashMap<Domain, Rc<Destination>>>,
+    /// Deliveries that have left their ready list, by handle.
+    under_way: RefCell<HashMap<Handle, UnderWay>>,
+    pool: RefCell<Pool>,
+    mail_log: RefCell<MailLog>,
+    latencies: RefCell<Latencies>,
+    /// Bells of all connections, for the sweep of deadlines.
+    bells: RefCell<Vec<Weak<Bell>>>,
+    /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
+    commit_bell: Bell,
+    feed_bell: Bell,
+    log_bell: Bell,
+    clients: Cell<usize>,
+    sessions: Cell<usize>,
+    takes_mail: Cell<bool>,
+}
+
+impl Shard {
+    fn now(&self) -> Now {
+        io::now()
+    }
+
+    fn config(&self) -> Arc<Snapshot> {
+        self.shared.config.load_full()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.shared.counters[usize::from(self.id.0)]
+    }
+
+    /// Writes to the mail log; the writer is woken when much has collected.
+    fn log(&self, write: impl FnOnce(&mut MailLog, Now)) {
+        const WAKE_OCTETS: usize = 64 * 1024;
+        let mut log = self.mail_log.borrow_mut();
+        write(&mut log, self.now());
+        if log.waiting_octets() > WAKE_OCTETS {
+            self.log_bell.ring();
+        }
+    }
+
+    /// A bell that the sweep of deadlines knows.
+    fn new_bell(&self) -> Rc<Bell> {
+        let bell = Rc::new(Bell::default());
+        self.bells.borrow_mut().push(Rc::downgrade(&bell));
+        bell
+    }
+
+    /// The id of a delivery connection; 0 when the disk has not taken the reservation of new ids
+    /// for a million connections.
+    fn next_dcid(&self) -> Dcid {
+        self.queue.borrow_mut().ids().next_dcid().unwrap_or(Dcid(0))
+    }
+
+    /// Rings whoever a permit went to.
+    fn ring(&self, shard: Option<ShardId>) {
+        if let Some(shard) = shard {
+            self.shared.ring(shard);
+        }
+    }
+
+    fn stopping(&self) -> Stopping {
+        self.shared.stopping()
+    }
+}

@@ -12,6 +12,8 @@ use crate::mail::Body;
 /// One piece of a write.
 #[derive(Debug)]
 pub enum Piece {
+    /// Fixed bytes.
+    Static(&'static [u8]),
     /// Bytes made for this write.
     Bytes(Vec<u8>),
     /// A part of a message.
@@ -21,6 +23,7 @@ pub enum Piece {
 impl Piece {
     fn as_slice(&self) -> &[u8] {
         match self {
+            Self::Static(bytes) => bytes,
             Self::Bytes(bytes) => bytes,
             Self::Body(body, range) => &body.bytes[range.clone()],
         }

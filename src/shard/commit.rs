@@ -1,0 +1,233 @@
+//! The executor of the queue's effects: writes and syncs through the ring, and what follows.
+//!
+//! Owns: the segment files, who waits for which commit, and the moment a client gets its 250.
+//! Never: the order of effects (`queue`). One effect of a commit at a time: while one sync is
+//! under way the next batch collects, which is the group commit.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::Shard;
+use super::bounce::Reported;
+use super::connection::Bell;
+use super::hot::Message;
+use super::io::{Gather, Piece};
+use crate::mail::{Domain, Handle, Mid};
+use crate::queue::{Chunk, Effect, Event, Medium, ReadPlan, Safe, SegmentId};
+
+/// The verdict on a client's message.
+pub(super) enum Verdict {
+    /// On disk: 250.
+    Safe(Safe),
+    /// Not on disk: 451.
+    Failed,
+}
+
+/// Who waits for a commit.
+pub(super) enum Waiter {
+    /// A client's dialogue.
+    Client { mid: Mid, message: Arc<Message>, verdict: Rc<RefCell<Option<Verdict>>>, bell: Rc<Bell> },
+    /// Recipients that bounce when their report is stored.
+    Report { of: Reported, mid: Mid, message: Arc<Message> },
+}
+
+impl Shard {
+    /// Carries out effects as long as the shard lives.
+    pub(super) async fn run_commits(self: Rc<Self>) {
+        loop {
+            let effect = self.queue.borrow_mut().next_effect();
+            match effect {
+                Some(effect) => self.carry_out_effect(effect).await,
+                None => self.commit_bell.rung().await,
+            }
+            self.hear_queue();
+        }
+    }
+
+    async fn carry_out_effect(self: &Rc<Self>, effect: Effect) {
+        match effect {
+            Effect::Make { id, segment, octets, map_octets, header } => {
+                // Filling a segment with zeros takes its time: commits go on meanwhile.
+                let shard = self.clone();
+                super::io::spawn(async move {
+                    shard.make(id, segment, octets, map_octets, header).await;
+                });
+            }
+            Effect::Write { id, segment, offset, chunks } => {
+                let octets: usize = chunks.iter().map(|c| c.as_ref().len()).sum();
+                self.counters().queue_octets_written.add(octets as u64);
+                let gather = Gather::new(chunks.into_iter().map(piece).collect());
+                let result = match self.segment_file(segment) {
+                    Some(file) => file.write_at(gather, offset).await,
+                    None => Err(std::io::ErrorKind::NotFound.into()),
+                };
+                self.tell_disk_trouble("write", segment, &result);
+                self.queue.borrow_mut().handle_done(id, result, self.now().mono);
+            }
+            Effect::Sync { id, segment } => {
+                self.counters().queue_syncs.one();
+                let result = match self.segment_file(segment) {
+                    Some(file) => file.sync_data().await,
+                    None => Err(std::io::ErrorKind::NotFound.into()),
+                };
+                self.tell_disk_trouble("sync", segment, &result);
+                self.queue.borrow_mut().handle_done(id, result, self.now().mono);
+            }
+        }
+    }
+
+    async fn make(
+        self: Rc<Self>,
+        id: crate::queue::EffectId,
+        segment: SegmentId,
+        octets: u64,
+        map_octets: u64,
+        header: Vec<u8>,
+    ) {
+        let medium = self.medium.clone();
+        let made = super::io::on_helper(move || {
+            let file = medium.make(segment, octets, &header)?;
+            let mapping = medium.map(&file, map_octets)?;
+            Ok((file, mapping))
+        });
+        let result = match made.await {
+            Ok((file, mapping)) => {
+                let file = self.files.adopt(file);
+                self.segment_files.borrow_mut().insert(segment, file);
+                Ok(mapping)
+            }
+            Err(error) => Err(error),
+        };
+        self.tell_disk_trouble("make", segment, &result);
+        self.queue.borrow_mut().handle_made(id, result, self.now().mono);
+        self.commit_bell.ring();
+    }
+
+    fn segment_file(&self, segment: SegmentId) -> Option<super::io::File> {
+        self.segment_files.borrow().get(&segment).cloned()
+    }
+
+    fn tell_disk_trouble<T>(&self, what: &str, segment: SegmentId, result: &std::io::Result<T>) {
+        if let Err(error) = result {
+            let text = format!("queue: cannot {what} segment {segment}: {error}");
+            self.log(|log, now| log.critical(now, &text));
+        }
+    }
+
+    /// What the queue says of appends.
+    fn hear_queue(self: &Rc<Self>) {
+        loop {
+            let event = self.queue.borrow_mut().poll_event();
+            match event {
+                None => return,
+                Some(Event::Committed { ticket, safe, handles }) => {
+                    let waiter = self.waiters.borrow_mut().remove(&ticket);
+                    let waiter = waiter.expect("every ticket has one waiter");
+                    self.committed(waiter, safe, &handles);
+                }
+                Some(Event::Failed { ticket }) => {
+                    let waiter = self.waiters.borrow_mut().remove(&ticket);
+                    self.not_committed(waiter.expect("every ticket has one waiter"));
+                }
+            }
+        }
+    }
+
+    fn committed(self: &Rc<Self>, waiter: Waiter, safe: Safe, handles: &[(Handle, Domain)]) {
+        let counters = self.counters();
+        counters.commits.one();
+        let (mid, message) = match &waiter {
+            Waiter::Client { mid, message, .. } | Waiter::Report { mid, message, .. } => {
+                (*mid, message.clone())
+            }
+        };
+        let recipients = message.envelope.recipients.len() as u64;
+        counters.pending.add(recipients);
+        self.hot.borrow_mut().insert(mid, message.clone());
+        self.log(|log, now| log.queued(now, mid));
+        match waiter {
+            Waiter::Client { verdict, bell, .. } => {
+                counters.accepted_from_clients.add(recipients);
+                counters.messages_in.one();
+                counters.octets_in.add(message.body.bytes.len() as u64);
+                verdict.replace(Some(Verdict::Safe(safe)));
+                bell.ring();
+            }
+            Waiter::Report { of, .. } => {
+                counters.generated_here.add(recipients);
+                self.report_stored(&of);
+            }
+        }
+        for (handle, domain) in handles {
+            self.make_ready(*handle, domain);
+        }
+    }
+
+    fn not_committed(self: &Rc<Self>, waiter: Waiter) {
+        match waiter {
+            Waiter::Client { verdict, bell, .. } => {
+                verdict.replace(Some(Verdict::Failed));
+                bell.ring();
+            }
+            Waiter::Report { of, mid, .. } => {
+                self.log(|log, now| log.aborted(now, mid));
+                self.report_failed(&of);
+            }
+        }
+    }
+
+    /// Reads a message back from its segment; `None` when it is gone, or damaged and now held.
+    pub(super) async fn read_back(self: &Rc<Self>, handle: Handle) -> Option<Arc<Message>> {
+        let plan = self.queue.borrow().read_plan(handle)?;
+        let octets = match self.read_plan(&plan).await {
+            Ok(octets) => octets,
+            Err(error) => {
+                let text = format!("queue: cannot read a message: {error}");
+                self.log(|log, now| log.critical(now, &text));
+                Vec::new()
+            }
+        };
+        let parsed = self.queue.borrow_mut().parse(handle, octets);
+        match parsed {
+            Ok(stored) => {
+                self.hold_damaged(stored.mid, &stored.held, "its record does not fit its checksum");
+                let (envelope, body) = stored.into_parts();
+                Some(Arc::new(Message { envelope, body, received: None }))
+            }
+            Err(damaged) => {
+                let mid = self.queue.borrow().summary(handle).map_or(Mid(0), |s| s.mid);
+                self.hold_damaged(mid, &damaged.held, damaged.what);
+                None
+            }
+        }
+    }
+
+    fn hold_damaged(&self, mid: Mid, held: &[crate::mail::Rid], what: &str) {
+        if held.is_empty() {
+            return;
+        }
+        self.counters().damaged.add(held.len() as u64);
+        self.counters().pending.sub(held.len() as u64);
+        let text = format!("MID {mid}: {} recipients held as damaged: {what}", held.len());
+        self.log(|log, now| log.critical(now, &text));
+    }
+
+    async fn read_plan(&self, plan: &ReadPlan) -> std::io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for piece in &plan.pieces {
+            let file = self.segment_file(piece.segment).ok_or(std::io::ErrorKind::NotFound)?;
+            let octets = usize::try_from(piece.octets).map_err(std::io::Error::other)?;
+            let read = file.read_exact_at(octets, piece.offset).await?;
+            if all.is_empty() { all = read } else { all.extend_from_slice(&read) }
+        }
+        Ok(all)
+    }
+}
+
+fn piece(chunk: Chunk) -> Piece {
+    match chunk {
+        Chunk::Owned(octets) => Piece::Bytes(octets),
+        Chunk::Shared { data, start, end } => Piece::Body(data, start..end),
+    }
+}

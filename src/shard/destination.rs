@@ -1,0 +1,113 @@
+//! A receiving domain as one shard uses it: its route resolved to hosts, its limits, its gate.
+//!
+//! Owns: [`Destination`], made when the first mail for a domain is fed and made anew when the
+//! configuration has changed. Never: run-time state of its own: plan, permits and gate point to
+//! what all shards share.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::Shard;
+use crate::config::Snapshot;
+use crate::mail::{Domain, Enhanced, Failure, Now};
+use crate::route::{Permits, Plan, Target};
+use crate::schedule::Gate;
+use crate::schedule::settings::DestinationControls;
+
+/// Where the mail of a receiving domain goes.
+pub(super) enum Way {
+    /// To these hosts.
+    Hosts(Plan),
+    /// Accepted and discarded: its route is /dev/null.
+    Discard,
+    /// No route: the configuration changed while mail for it was queued.
+    Nowhere,
+}
+
+/// A receiving domain, resolved under one configuration.
+pub(super) struct Destination {
+    pub(super) domain: Domain,
+    pub(super) epoch: u64,
+    pub(super) way: Way,
+    pub(super) controls: Arc<DestinationControls>,
+    pub(super) ehlo_name: Arc<str>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) permits: Arc<Permits>,
+}
+
+impl Destination {
+    /// The plan, when there are hosts.
+    pub(super) fn plan(&self) -> Option<&Plan> {
+        match &self.way {
+            Way::Hosts(plan) => Some(plan),
+            Way::Discard | Way::Nowhere => None,
+        }
+    }
+
+    /// The source address of its connections.
+    pub(super) fn source(&self) -> Option<IpAddr> {
+        self.controls.interface
+    }
+}
+
+/// What a recipient gets whose domain has no route and whose MX cannot be asked for.
+pub(super) fn no_route() -> Failure {
+    Failure::local(Enhanced::new(4, 4, 4), "no route covers this domain")
+}
+
+impl Shard {
+    /// The destination of `domain` under the configuration in force.
+    pub(super) fn destination(&self, domain: &Domain) -> Rc<Destination> {
+        let config = self.config();
+        if let Some(known) = self.resolved.borrow().get(domain)
+            && known.epoch == config.epoch
+        {
+            return known.clone();
+        }
+        let fresh = Rc::new(self.resolve(domain, &config, self.now()));
+        if fresh.epoch > 1 {
+            // Other hosts than before, perhaps: what the old ones said no longer counts.
+            fresh.gate.hosts_changed(self.now().mono);
+        }
+        self.resolved.borrow_mut().insert(domain.clone(), fresh.clone());
+        fresh
+    }
+
+    fn resolve(&self, domain: &Domain, config: &Snapshot, now: Now) -> Destination {
+        let controls = config.destinations.controls(domain).clone();
+        let profile = config.bounce_profile_for(crate::config::DEFAULT_PROFILE, domain);
+        let way = match config.routes.find(domain) {
+            None => Way::Nowhere,
+            Some(row) => match &row.target {
+                Target::Discard => Way::Discard,
+                Target::UseDns => Way::Nowhere,
+                Target::Hosts(_) => {
+                    let pattern = row.pattern.to_string();
+                    let registry = &self.shared.registry;
+                    let plan =
+                        Plan::new(registry, &pattern, &row.addresses(), usize::MAX, now.mono);
+                    if plan.hosts().is_empty() { Way::Nowhere } else { Way::Hosts(plan) }
+                }
+            },
+        };
+        Destination {
+            domain: domain.clone(),
+            epoch: config.epoch,
+            way,
+            ehlo_name: controls.ehlo_name.clone().unwrap_or_else(|| config.hostname.clone()),
+            gate: self.shared.gates.gate(domain, profile.initial_retry),
+            permits: self.shared.permits_of(domain, controls.connections_max),
+            controls,
+        }
+    }
+
+    /// Forgets resolved domains that have no mail here any more.
+    pub(super) fn forget_unused_destinations(&self) {
+        let destinations = self.destinations.borrow();
+        let unused = |domain: &Domain, resolved: &Rc<Destination>| {
+            destinations.find(domain).is_none() && Rc::strong_count(resolved) == 1
+        };
+        self.resolved.borrow_mut().retain(|domain, resolved| !unused(domain, resolved));
+    }
+}

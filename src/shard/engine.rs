@@ -1,0 +1,321 @@
+//! The threads of the engine: one per shard, made at start, joined at the end.
+//!
+//! Owns: start (lock, recovery, listeners), the end in good order, and the choice between
+//! io_uring and epoll. Never: a shard's work.
+//!
+//! Diagnostics: [`StartError`] with the exit code's meaning; what recovery found goes to the
+//! mail log.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::connection::Bell;
+use super::hot::Hot;
+use super::io::{self, Backend, BoundListener, Files};
+use super::{Shard, Shared, Stopping};
+use crate::config::{IoMode, Snapshot, Store};
+use crate::mail::{Mono, ShardId};
+use crate::queue::{FileMedium, Opened, Spool, State};
+use crate::telemetry::MailLog;
+use crate::telemetry::settings::LogTime;
+
+/// How long everything but final replies may take at the end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why the engine does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// io_uring was demanded and is refused.
+    Ring(String),
+    /// A listener cannot be bound.
+    Listen(SocketAddr, std::io::Error),
+    /// The spool cannot be opened.
+    Spool(crate::queue::SpoolError),
+    /// A shard could not be started.
+    Shard(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(why) => write!(f, "{why}; or set io = \"auto\" or \"epoll\""),
+            Self::Listen(address, error) => {
+                write!(f, "cannot listen on {address}: {error}; choose another [[listener]] address")
+            }
+            Self::Spool(error) => error.fmt(f),
+            Self::Shard(error) => write!(f, "a shard did not start: {error}"),
+        }
+    }
+}
+
+/// A running engine.
+pub struct Engine {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    listening: Vec<SocketAddr>,
+    backend: Backend,
+    note: Option<String>,
+}
+
+impl Engine {
+    /// Opens the spool, binds the listeners and starts the shards. Returns when all of them take
+    /// mail.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing runs then.
+    pub fn start(config: Snapshot) -> Result<Self, StartError> {
+        let (backend, note) = choose_backend(config.io)?;
+        let shards = config.shard_count();
+        let spool = Spool::open(&config.queue, shards).map_err(StartError::Spool)?;
+        let spool = Arc::new(spool);
+        let (listening, mut bound) = bind(&config, shards)?;
+        let shared = Arc::new(Shared::new(Store::new(config), shards));
+        let (ready, is_ready) = mpsc::channel();
+        let mut threads = Vec::with_capacity(shards);
+        for number in (0..shards).rev() {
+            let listeners = bound.pop().unwrap_or_default();
+            let id = ShardId(u8::try_from(number).unwrap_or(u8::MAX));
+            let (shared, spool, ready) = (shared.clone(), spool.clone(), ready.clone());
+            let body = move || run_shard(id, backend, shared, &spool, listeners, &ready);
+            let thread = std::thread::Builder::new().name(format!("shard-{number}")).spawn(body);
+            threads.push(thread.map_err(|e| StartError::Shard(e.to_string()))?);
+        }
+        drop(ready);
+        let engine = Self { shared, threads, listening, backend, note };
+        for _ in 0..shards {
+            let answer = is_ready.recv().unwrap_or_else(|_| Err("it panicked".to_owned()));
+            if let Err(why) = answer {
+                engine.shared.stop(Stopping::Now);
+                return Err(StartError::Shard(why));
+            }
+        }
+        Ok(engine)
+    }
+
+    /// What shards share, for the control plane.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The addresses it takes mail on, in the order of the configuration.
+    #[must_use]
+    pub fn listening(&self) -> &[SocketAddr] {
+        &self.listening
+    }
+
+    /// How it does its I/O.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Why it does not run on io_uring, in one line, when it was free to.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Waits for the end of all shards, after [`Shared::stop`].
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic has been printed by its thread; the others still end in good order.
+            drop(thread.join());
+        }
+    }
+}
+
+fn choose_backend(mode: IoMode) -> Result<(Backend, Option<String>), StartError> {
+    match (mode, io::probe_ring()) {
+        (IoMode::Epoll, _) => Ok((Backend::Epoll, None)),
+        (_, Ok(())) => Ok((Backend::Ring, None)),
+        (IoMode::Ring, Err(why)) => Err(StartError::Ring(why)),
+        (IoMode::Auto, Err(why)) => Ok((Backend::Epoll, Some(format!("{why}; running on epoll")))),
+    }
+}
+
+type Bound = Vec<Vec<(usize, BoundListener)>>;
+
+/// One socket per shard and listener; port 0 is chosen once and shared.
+fn bind(config: &Snapshot, shards: usize) -> Result<(Vec<SocketAddr>, Bound), StartError> {
+    let mut bound: Bound = (0..shards).map(|_| Vec::new()).collect();
+    let mut listening = Vec::new();
+    for (number, listener) in config.listeners.iter().enumerate() {
+        let failed = |error| StartError::Listen(listener.address, error);
+        // Without this look a second engine would share the port through SO_REUSEPORT.
+        io::is_free(listener.address).map_err(failed)?;
+        let first = BoundListener::bind(listener.address).map_err(failed)?;
+        let address = first.local_addr().map_err(failed)?;
+        bound[0].push((number, first));
+        for of_shard in &mut bound[1..] {
+            of_shard.push((number, BoundListener::bind(address).map_err(failed)?));
+        }
+        listening.push(address);
+    }
+    Ok((listening, bound))
+}
+
+fn run_shard(
+    id: ShardId,
+    backend: Backend,
+    shared: Arc<Shared>,
+    spool: &Spool,
+    listeners: Vec<(usize, BoundListener)>,
+    ready: &mpsc::Sender<Result<(), String>>,
+) {
+    if shared.shards() > 1 {
+        // An unpinned shard works all the same, only less evenly.
+        let _pinned = io::pin_thread(usize::from(id.0));
+    }
+    let outcome = io::run(backend, async {
+        match Shard::open(id, backend, shared, spool) {
+            Ok(shard) => shard.live(listeners, ready).await,
+            Err(why) => drop(ready.send(Err(why))),
+        }
+    });
+    if let Err(error) = outcome {
+        drop(ready.send(Err(error.to_string())));
+    }
+}
+
+impl Shard {
+    /// Recovers the shard's queue and schedules what is in it.
+    fn open(
+        id: ShardId,
+        backend: Backend,
+        shared: Arc<Shared>,
+        spool: &Spool,
+    ) -> Result<Rc<Self>, String> {
+        let config = shared.config.load_full();
+        let files = Files::start(backend).map_err(|e| e.to_string())?;
+        let medium = Arc::new(spool.medium());
+        let now = io::now();
+        let opened = spool.recover(id, &medium, now).map_err(|e| format!("spool: {e}"))?;
+        let zone = match config.log.time {
+            LogTime::Local => jiff::tz::TimeZone::system(),
+            LogTime::Utc => jiff::tz::TimeZone::UTC,
+        };
+        let Opened { queue, files: segments, recovered } = opened;
+        let adopted = segments.into_iter().map(|(id, file)| (id, files.adopt(file))).collect();
+        let shard = Rc::new(Self {
+            id,
+            backend,
+            files,
+            medium,
+            queue: RefCell::new(queue),
+            segment_files: RefCell::new(adopted),
+            waiters: RefCell::default(),
+            hot: RefCell::new(Hot::new(config.tuning.hot_body_octets)),
+            destinations: RefCell::default(),
+            resolved: RefCell::default(),
+            under_way: RefCell::default(),
+            pool: RefCell::default(),
+            mail_log: RefCell::new(MailLog::new(zone, config.log.detail)),
+            latencies: RefCell::default(),
+            bells: RefCell::default(),
+            commit_bell: Bell::default(),
+            feed_bell: Bell::default(),
+            log_bell: Bell::default(),
+            clients: Cell::new(0),
+            sessions: Cell::new(0),
+            takes_mail: Cell::new(true),
+            stopped_at: Cell::new(None),
+            shared,
+        });
+        shard.take_over(&recovered);
+        Ok(shard)
+    }
+
+    /// Counts, logs and schedules what recovery found.
+    fn take_over(self: &Rc<Self>, recovered: &crate::queue::Recovered) {
+        let counters = self.counters();
+        let counts = self.queue.borrow().counts();
+        let held = counts.poison + counts.damaged;
+        counters.found_at_start.add(counts.pending + held);
+        counters.damaged.add(held);
+        counters.pending.set(counts.pending);
+        for note in &recovered.notes {
+            let text = format!("queue: {note}");
+            self.log(|log, now| if note.is_trouble() { log.warning(now, &text) } else { log.info(now, &text) });
+        }
+        for (mid, rids) in &recovered.uncertain {
+            counters.uncertain.add(rids.len() as u64);
+            self.log(|log, now| log.possible_delivery(now, crate::mail::Dcid(0), *mid, rids));
+        }
+        let (mut cursor, mut handles) = (Some(0), Vec::new());
+        while let Some(from) = cursor {
+            cursor = self.queue.borrow().walk(from, 1024, &mut handles);
+            for handle in handles.drain(..) {
+                self.schedule_found(handle);
+            }
+        }
+    }
+
+    async fn live(
+        self: Rc<Self>,
+        listeners: Vec<(usize, BoundListener)>,
+        ready: &mpsc::Sender<Result<(), String>>,
+    ) {
+        let mut open = Vec::new();
+        for (number, bound) in listeners {
+            match bound.open(self.backend) {
+                Ok(listener) => open.push((number, listener)),
+                Err(error) => return drop(ready.send(Err(error.to_string()))),
+            }
+        }
+        io::spawn(self.clone().run_commits());
+        io::spawn(self.clone().run_log());
+        io::spawn(self.clone().run_ticks());
+        io::spawn(self.clone().run_doorbell());
+        io::spawn(self.clone().run_feed());
+        for (number, listener) in &open {
+            io::spawn(self.clone().run_listener(*number, listener.clone()));
+        }
+        drop(ready.send(Ok(())));
+        while self.stopping() == Stopping::No {
+            io::sleep(Duration::from_millis(50)).await;
+        }
+        self.stopped_at.set(Some(self.now().mono));
+        for (_, listener) in &open {
+            listener.shutdown();
+        }
+        self.end().await;
+    }
+
+    /// The end in good order: 10 s for everything, longer for replies to a final dot.
+    async fn end(&self) {
+        while self.clients.get() + self.sessions.get() > 0 && !self.final_reply_is_over() {
+            self.ring_all_sessions();
+            io::sleep(Duration::from_millis(50)).await;
+        }
+        // What is left is cut; a transaction past its final dot is uncertain at the next start.
+        self.queue.borrow_mut().sync_all();
+        self.commit_bell.ring();
+        while self.queue.borrow().is_busy() {
+            io::sleep(Duration::from_millis(10)).await;
+        }
+        self.finish_log().await;
+    }
+
+    /// The time for transactions that have not sent their final dot is over.
+    pub(super) fn grace_is_over(&self) -> bool {
+        self.stopped_for() >= GRACE
+    }
+
+    /// The time for replies to a final dot is over.
+    pub(super) fn final_reply_is_over(&self) -> bool {
+        self.stopped_for() >= self.config().shutdown_final_reply
+            || self.stopping() == Stopping::Now && self.stopped_for() >= Duration::from_secs(1)
+    }
+
+    fn stopped_for(&self) -> Duration {
+        let since = self.stopped_at.get().unwrap_or(Mono(u64::MAX));
+        Duration::from_millis(self.now().mono.since_ms(since))
+    }
+}

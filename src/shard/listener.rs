@@ -1,0 +1,313 @@
+//! Inject: connections are accepted, clients speak SMTP, their messages go to the queue.
+//!
+//! Owns: one task per listener and one per client. Never: the dialogue (`smtp::server`), or a
+//! 250 without the proof that a commit gave.
+//!
+//! Diagnostics: a client over a limit gets 421 4.7.0; when the process has no file descriptor
+//! left, accepting pauses instead of spinning.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::commit::{Verdict, Waiter};
+use super::connection::{Connection, Happened};
+use super::hot::Message;
+use super::io::{self, Gather, Listener, Socket};
+use super::{Shard, Stopping};
+use crate::config::ListenerSettings;
+use crate::mail::{Body, Icid, Mailbox, Mid, Now, Rid};
+use crate::queue::{Full, NewMessage};
+use crate::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session, Transaction};
+
+/// How long accepting pauses when the system has no room for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a client that was sent away may take to read why.
+const LINGER: Duration = Duration::from_secs(2);
+
+impl Shard {
+    /// Accepts clients until the engine stops.
+    pub(super) async fn run_listener(self: Rc<Self>, number: usize, listener: Listener) {
+        loop {
+            let accepted = listener.accept().await;
+            if self.stopping() != Stopping::No {
+                return;
+            }
+            match accepted {
+                Ok(socket) => {
+                    self.clients.set(self.clients.get() + 1);
+                    io::spawn(self.clone().run_client(number, socket));
+                }
+                Err(error) => {
+                    let text = format!("cannot accept a connection: {error}");
+                    self.log(|log, now| log.warning(now, &text));
+                    io::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn run_client(self: Rc<Self>, number: usize, socket: Socket) {
+        let config = self.config();
+        let addresses = (socket.peer_addr(), socket.local_addr());
+        if let ((Ok(peer), Ok(local)), Some(settings)) =
+            (addresses, config.listeners.get(number))
+        {
+            let counted = self.shared.client_came(number, peer.ip(), &config);
+            let icid = self.queue.borrow_mut().ids().next_icid();
+            let client = Client::new(&self, settings, peer, icid.unwrap_or(Icid(0)));
+            client.run(socket, local.ip(), counted).await;
+            if counted {
+                self.shared.client_left(number, peer.ip());
+            }
+        }
+        self.clients.set(self.clients.get() - 1);
+    }
+}
+
+/// One client's connection.
+struct Client<'a> {
+    shard: &'a Rc<Shard>,
+    settings: &'a ListenerSettings,
+    peer: IpAddr,
+    icid: Icid,
+    session: Session,
+    /// Where the verdict on the message that was handed in will stand.
+    verdict: Rc<RefCell<Option<Verdict>>>,
+    awaited: Option<Mid>,
+}
+
+impl<'a> Client<'a> {
+    fn new(
+        shard: &'a Rc<Shard>,
+        settings: &'a ListenerSettings,
+        peer: SocketAddr,
+        icid: Icid,
+    ) -> Self {
+        let who = Peer { ip: peer.ip(), relay: settings.may_relay(peer.ip()) };
+        let session = Session::new(settings.server.clone(), who, shard.now());
+        let verdict = Rc::default();
+        Self { shard, settings, peer: peer.ip(), icid, session, verdict, awaited: None }
+    }
+
+    async fn run(mut self, socket: Socket, local: IpAddr, counted: bool) {
+        self.open(local, counted, socket.has_input());
+        let bell = self.shard.new_bell();
+        let mut connection = Connection::new(socket, bell.clone());
+        let lost = loop {
+            if connection.can_send() {
+                if self.session.has_output() {
+                    connection.send(Gather::from(self.session.take_output()));
+                } else if self.session.should_close() {
+                    break false;
+                }
+            }
+            bell.set_deadline(Some(self.session.deadline()));
+            let now = self.shard.now();
+            match connection.next().await {
+                Happened::Received(Ok(1..)) | Happened::Sent(Ok(())) => self.go_on(&mut connection),
+                Happened::Received(_) | Happened::Sent(Err(_)) => {
+                    // What was received before the end is complete lines at most; a message
+                    // that waits for its verdict is kept.
+                    self.session.handle_closed(&mut self.gate());
+                    break true;
+                }
+                Happened::Rung => {
+                    self.answer(now);
+                    if self.shard.stopping() != Stopping::No {
+                        self.session.begin_shutdown(&mut self.gate());
+                    }
+                    self.go_on(&mut connection);
+                }
+                Happened::Deadline => self.session.handle_deadline(&mut self.gate(), self.shard.now()),
+            }
+        };
+        self.close(connection, lost).await;
+    }
+
+    fn open(&mut self, local: IpAddr, counted: bool, early: bool) {
+        let (counters, icid, peer) = (self.shard.counters(), self.icid, self.peer);
+        counters.connections_in.one();
+        counters.sessions_in.add(1);
+        let name = self.settings.address.to_string();
+        let relay = self.settings.may_relay(peer);
+        self.shard.log(|log, now| {
+            log.new_smtp_icid(now, icid, &name, local, peer);
+            if relay {
+                log.icid_relay(now, icid, "RELAYLIST", "relay_from");
+            } else {
+                log.icid_reject(now, icid, "UNKNOWNLIST", "ALL");
+            }
+        });
+        if icid == Icid(0) {
+            self.session.turn_away(&Refusal::new(421, 3, 0, "No ids left: the disk is in trouble"));
+        } else if !counted {
+            self.session.turn_away(&Refusal::new(421, 7, 0, "Too many connections"));
+        } else if early {
+            self.session.handle_early_talk();
+        } else {
+            self.session.greet();
+        }
+    }
+
+    /// Hands what was received to the session, message by message.
+    fn go_on(&mut self, connection: &mut Connection) {
+        let mut done = 0;
+        loop {
+            let now = self.shard.now();
+            let (shard, icid) = (self.shard, self.icid);
+            let mut gate = ClientGate { shard, icid };
+            let rest = connection.received().get(done..).unwrap_or_default();
+            let step = self.session.handle_input(rest, &mut gate, now);
+            done += step.consumed;
+            match step.next {
+                Next::Message(transaction) => self.hand_in(*transaction, connection, now),
+                Next::Read | Next::Close => return connection.done_with(done),
+                Next::Write | Next::Verdict => return connection.keep(done),
+            }
+            if self.awaited.is_some() {
+                return connection.keep(done);
+            }
+        }
+    }
+
+    /// Gives a complete message to the queue; the verdict comes with its commit.
+    fn hand_in(&mut self, transaction: Transaction, connection: &Connection, now: Now) {
+        let mid = transaction.mid;
+        let sender = transaction.envelope.sender.clone();
+        let (message_id, subject) = (transaction.message_id(), transaction.subject());
+        let octets = transaction.data.len() as u64;
+        self.shard.log(|log, now| {
+            if let Some(id) = &message_id {
+                log.message_id(now, mid, id);
+            }
+            if let Some(subject) = &subject {
+                log.subject(now, mid, subject);
+            }
+            log.ready(now, mid, octets, sender.as_ref());
+        });
+        let body = Arc::new(Body { bytes: transaction.data, facts: transaction.facts });
+        let new = NewMessage {
+            mid,
+            envelope: transaction.envelope.clone(),
+            arrival: now.wall,
+            bounce_profile: self.settings.bounce_profile.clone(),
+            listener: self.settings.address.to_string().into(),
+            cause: None,
+            data: body.clone(),
+        };
+        let appended = self.shard.queue.borrow_mut().append(new);
+        match appended {
+            Ok(ticket) => {
+                let envelope = transaction.envelope;
+                let message = Arc::new(Message { envelope, body, received: Some(now.mono) });
+                let (verdict, bell) = (self.verdict.clone(), connection.bell().clone());
+                let waiter = Waiter::Client { mid, message, verdict, bell };
+                self.shard.waiters.borrow_mut().insert(ticket, waiter);
+                self.shard.commit_bell.ring();
+                self.awaited = Some(mid);
+            }
+            Err(full) => {
+                self.shard.log(|log, now| log.aborted(now, mid));
+                self.session.answer_refused(&refusal(full), mid, now);
+            }
+        }
+    }
+
+    /// Says 250 or 451 when the verdict has come.
+    fn answer(&mut self, now: Now) {
+        let verdict = self.verdict.borrow_mut().take();
+        let (Some(verdict), Some(mid)) = (verdict, self.awaited) else { return };
+        self.awaited = None;
+        match verdict {
+            Verdict::Safe(safe) => self.session.answer_accepted(safe, mid, now),
+            Verdict::Failed => {
+                self.shard.log(|log, now| log.aborted(now, mid));
+                let failed = Refusal::new(451, 3, 0, "The disk did not take the message");
+                self.session.answer_refused(&failed, mid, now);
+            }
+        }
+    }
+
+    async fn close(self, mut connection: Connection, lost: bool) {
+        let icid = self.icid;
+        if !lost {
+            // Data that was not read would turn our last reply into a reset.
+            connection.socket().shutdown_write();
+            connection.bell().set_deadline(Some(self.shard.now().mono + LINGER));
+            loop {
+                match connection.next().await {
+                    Happened::Received(Ok(count @ 1..)) => connection.done_with(count),
+                    Happened::Rung if self.shard.stopping() != Stopping::Now => {}
+                    _ => break,
+                }
+            }
+        }
+        connection.close().await;
+        self.shard.counters().sessions_in.sub(1);
+        self.shard.log(|log, now| {
+            if lost {
+                log.icid_lost(now, icid);
+            }
+            log.icid_close(now, icid);
+        });
+    }
+
+    fn gate(&self) -> ClientGate<'a> {
+        ClientGate { shard: self.shard, icid: self.icid }
+    }
+}
+
+fn refusal(full: Full) -> Refusal {
+    match full {
+        Full::NoSpace => Refusal::new(452, 3, 1, "The queue is full"),
+        Full::TooLarge => Refusal::new(552, 3, 4, "The message is too large for the queue"),
+    }
+}
+
+/// What the dialogue asks and tells the shard.
+struct ClientGate<'a> {
+    shard: &'a Shard,
+    icid: Icid,
+}
+
+impl Gate for ClientGate<'_> {
+    fn begin(&mut self, sender: Option<&Mailbox>, octets: Option<u64>) -> Result<Mid, Refusal> {
+        if !self.shard.takes_mail.get() {
+            return Err(refusal(Full::NoSpace));
+        }
+        let mut queue = self.shard.queue.borrow_mut();
+        queue.has_room(octets.unwrap_or(0)).map_err(refusal)?;
+        let mid = queue.ids().next_mid().ok_or_else(|| refusal(Full::NoSpace))?;
+        drop(queue);
+        let icid = self.icid;
+        self.shard.log(|log, now| {
+            log.start_mid(now, mid, icid);
+            log.from(now, mid, icid, sender);
+        });
+        Ok(mid)
+    }
+
+    fn recipient(&mut self, mid: Mid, rid: Rid, address: &Mailbox) -> Result<(), Refusal> {
+        if !self.shard.config().routes.covers(address.domain()) {
+            return Err(Refusal::new(451, 4, 4, "No route covers this domain"));
+        }
+        let icid = self.icid;
+        self.shard.log(|log, now| log.to(now, mid, icid, rid, address));
+        Ok(())
+    }
+
+    fn recipient_refused(&mut self, mid: Mid, address: &Mailbox, refusal: &Refusal) {
+        let icid = self.icid;
+        let text =
+            format!("MID {mid} ICID {icid} To: <{address}> refused: {} {}", refusal.code, refusal.enhanced);
+        self.shard.log(|log, now| log.info(now, &text));
+    }
+
+    fn aborted(&mut self, mid: Mid, _cause: Abort) {
+        self.shard.log(|log, now| log.aborted(now, mid));
+    }
+}

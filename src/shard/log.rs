@@ -1,0 +1,88 @@
+//! The writer of the mail log: batches of whole lines, appended by the ring.
+//!
+//! Owns: the open file, and reopening it. Never: the lines (`telemetry`). A log disk that is full
+//! or fails never stops mail: what could not be written is counted, and the count is logged.
+//!
+//! Each shard has its own descriptor, opened for appending; a batch is written with one call, so
+//! that lines of two shards do not mix, and all lines of one message come from one shard.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Shard;
+use super::io::{self, File, Gather};
+use crate::telemetry::settings::LogTarget;
+
+/// Lines wait for the writer at most this long.
+const FLUSH: Duration = Duration::from_millis(50);
+
+/// A file that could not be opened is tried again after this long.
+const REOPEN: Duration = Duration::from_secs(1);
+
+impl Shard {
+    /// Writes the log until the shard ends.
+    pub(super) async fn run_log(self: Rc<Self>) {
+        let mut generation = self.shared.log_generation();
+        let mut file = self.open_log();
+        self.begin_log_file();
+        loop {
+            let asked = self.shared.log_generation();
+            if asked != generation {
+                generation = asked;
+                self.flush_log(file.as_ref()).await;
+                file = self.open_log();
+                self.begin_log_file();
+            }
+            self.flush_log(file.as_ref()).await;
+            if file.is_none() && !self.log_is_off() {
+                io::sleep(REOPEN).await;
+                file = self.open_log();
+            }
+            self.log_bell.rung_within(FLUSH).await;
+        }
+    }
+
+    /// Writes what has collected.
+    pub(super) async fn flush_log(&self, file: Option<&File>) {
+        let lines = self.mail_log.borrow_mut().take();
+        if lines.is_empty() {
+            return;
+        }
+        let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
+        let written = match file {
+            Some(file) => file.append(Gather::from(lines)).await.is_ok(),
+            None => self.log_is_off(),
+        };
+        let mut log = self.mail_log.borrow_mut();
+        if !written {
+            log.lost(count);
+        }
+        self.counters().log_lines_dropped.set(log.dropped_total());
+    }
+
+    /// The last lines, at the end of the shard.
+    pub(super) async fn finish_log(&self) {
+        let file = self.open_log();
+        self.flush_log(file.as_ref()).await;
+    }
+
+    fn begin_log_file(&self) {
+        if self.id.0 == 0 {
+            let version = concat!("Ringpost ", env!("CARGO_PKG_VERSION"));
+            self.log(|log, now| log.begin_logfile(now, version));
+        }
+    }
+
+    fn open_log(&self) -> Option<File> {
+        let opened = match &self.config().log.target {
+            LogTarget::Off => return None,
+            LogTarget::Stdout => self.files.stdout(),
+            LogTarget::File(path) => self.files.open_append(path),
+        };
+        opened.ok()
+    }
+
+    fn log_is_off(&self) -> bool {
+        self.config().log.target == LogTarget::Off
+    }
+}

@@ -1,0 +1,273 @@
+//! Lanes and the connections that serve them.
+//!
+//! Owns: one lane per pool key, its sessions, and the permits they hold. Never: the dialogue
+//! (`session`), the turn (`route`).
+//!
+//! A connection holds three permits: one of the process, one of the host, and one of the
+//! destination whose mail it carries; it takes another destination's mail only after swapping
+//! that one. They come back when the peer's end of file was read. While another shard waits for a
+//! permit, idle sessions end at once and busy ones after their transaction.
+
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::Shard;
+use super::connection::Bell;
+use super::delivery::Delivery;
+use super::destination::Destination;
+use crate::mail::{Mono, Now};
+use crate::route::{Host, LaneFill, Permit, Permits, Pick, Probe, Status};
+use crate::schedule::lane::{Growth, Lane};
+
+/// Everything that changes what may be sent over a connection. The receiving domain is not in
+/// it: sessions are shared by destinations.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct PoolKey {
+    pub(super) address: SocketAddr,
+    pub(super) source: Option<IpAddr>,
+    pub(super) tls: TlsPolicy,
+    pub(super) auth: Option<Arc<str>>,
+    pub(super) ehlo_name: Arc<str>,
+}
+
+/// How a connection is secured.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum TlsPolicy {
+    /// Clear text.
+    None,
+}
+
+/// A lane with its sessions.
+pub(super) struct Served {
+    pub(super) key: PoolKey,
+    pub(super) host: Arc<Host>,
+    pub(super) lane: RefCell<Lane<Delivery>>,
+    /// Bells of sessions that are ready and have nothing to do.
+    pub(super) idle: RefCell<Vec<Rc<Bell>>>,
+    pub(super) connecting: Cell<usize>,
+    pub(super) ready: Cell<usize>,
+    /// The latest good reply of a session here.
+    pub(super) heard: Cell<Option<Mono>>,
+}
+
+impl Served {
+    /// Deliveries waiting.
+    pub(super) fn backlog(&self) -> usize {
+        self.lane.borrow().len()
+    }
+}
+
+/// All lanes of a shard.
+#[derive(Default)]
+pub(super) struct Pool {
+    lanes: HashMap<PoolKey, Rc<Served>>,
+}
+
+/// The permits of one connection.
+pub(super) struct Held {
+    process: Permit,
+    host: Permit,
+    pub(super) destination: Option<(Permit, Arc<Permits>)>,
+}
+
+impl Shard {
+    /// The lane for a host, as `destination` has to use it.
+    pub(super) fn lane(&self, destination: &Destination, host: &Arc<Host>) -> Rc<Served> {
+        let key = PoolKey {
+            address: host.address(),
+            source: destination.source(),
+            tls: TlsPolicy::None,
+            auth: None,
+            ehlo_name: destination.ehlo_name.clone(),
+        };
+        let mut pool = self.pool.borrow_mut();
+        let entry = pool.lanes.entry(key).or_insert_with_key(|key| {
+            Rc::new(Served {
+                key: key.clone(),
+                host: host.clone(),
+                lane: RefCell::default(),
+                idle: RefCell::default(),
+                connecting: Cell::new(0),
+                ready: Cell::new(0),
+                heard: Cell::new(None),
+            })
+        });
+        entry.clone()
+    }
+
+    /// How full the lane of a host is.
+    pub(super) fn lane_fill(&self, destination: &Destination, pick: Pick<'_>) -> LaneFill {
+        let served = self.lane(destination, pick.host);
+        let lane = served.lane.borrow();
+        if lane.is_full() {
+            LaneFill::Full
+        } else if lane.is_empty() {
+            LaneFill::Empty
+        } else {
+            LaneFill::Room
+        }
+    }
+
+    /// There is work in the lane: an idle session takes it, or a new connection if that is due.
+    pub(super) fn serve(self: &Rc<Self>, served: &Rc<Served>) {
+        let idle = served.idle.borrow_mut().pop();
+        match idle {
+            Some(bell) => bell.ring(),
+            None => self.grow(served),
+        }
+    }
+
+    /// Opens one more connection if the lane needs it and the limits allow it.
+    pub(super) fn grow(self: &Rc<Self>, served: &Rc<Served>) {
+        if self.stopping() != super::Stopping::No {
+            return;
+        }
+        let now = self.now();
+        let Some(destination) = served.lane.borrow().peek().map(|d| d.destination.clone()) else {
+            return;
+        };
+        let growth = Growth {
+            deliveries: served.backlog(),
+            window_deliveries: served.ready.get(),
+            connecting: served.connecting.get(),
+            connections: served.connecting.get() + served.ready.get(),
+            connections_max: destination.controls.connections_max as usize,
+            host_silent: matches!(served.host.status(now.mono), Status::PassedOver { .. })
+                && served.ready.get() > 0,
+        };
+        if !growth.wants_connection() {
+            return;
+        }
+        if let Some(held) = self.permits_for(served, &destination, now) {
+            self.start_session(served.clone(), destination, held, None);
+        }
+    }
+
+    /// Probes a host that is down, when its time has come and permits are free.
+    pub(super) fn probe(self: &Rc<Self>, destination: &Rc<Destination>, host: &Arc<Host>) {
+        let now = self.now();
+        let timeouts = self.config().timeouts;
+        let lease = timeouts.connect + timeouts.greeting + timeouts.ehlo;
+        let served = self.lane(destination, host);
+        let Some(held) = self.permits_for(&served, destination, now) else { return };
+        match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
+            Some(probe) => self.start_session(served, destination.clone(), held, Some(probe)),
+            None => self.release(held, &served.host),
+        }
+    }
+
+    fn start_session(
+        self: &Rc<Self>,
+        served: Rc<Served>,
+        destination: Rc<Destination>,
+        held: Held,
+        probe: Option<Probe>,
+    ) {
+        served.connecting.set(served.connecting.get() + 1);
+        self.sessions.set(self.sessions.get() + 1);
+        super::io::spawn(super::session::run(self.clone(), served, destination, held, probe));
+    }
+
+    /// All three permits, or none.
+    fn permits_for(&self, served: &Served, destination: &Destination, now: Now) -> Option<Held> {
+        let host = &served.host;
+        for shard in host.claim(destination.controls.connections_max, now.mono) {
+            self.shared.ring(shard);
+        }
+        let process = self.take(&self.shared.connections_out)?;
+        let Some(host_permit) = self.take(host.permits()) else {
+            self.give_back(process, &self.shared.connections_out);
+            return None;
+        };
+        let Some(of_destination) = self.take(&destination.permits) else {
+            self.give_back(process, &self.shared.connections_out);
+            self.give_back(host_permit, host.permits());
+            return None;
+        };
+        let destination = Some((of_destination, destination.permits.clone()));
+        Some(Held { process, host: host_permit, destination })
+    }
+
+    /// Swaps the destination's permit for that of another destination; false when it has none.
+    pub(super) fn swap_permit(&self, held: &mut Held, destination: &Destination) -> bool {
+        if let Some((_, permits)) = &held.destination
+            && Arc::ptr_eq(permits, &destination.permits)
+        {
+            return true;
+        }
+        let Some(fresh) = self.take(&destination.permits) else { return false };
+        let old = held.destination.replace((fresh, destination.permits.clone()));
+        if let Some((permit, permits)) = old {
+            self.give_back(permit, &permits);
+        }
+        true
+    }
+
+    /// True while another shard waits for a permit that this connection holds.
+    pub(super) fn is_wanted(&self, held: &Held, host: &Host) -> bool {
+        self.shared.connections_out.waiting()
+            || host.permits().waiting()
+            || held.destination.as_ref().is_some_and(|(_, permits)| permits.waiting())
+    }
+
+    /// Gives all permits of a connection back.
+    pub(super) fn release(&self, held: Held, host: &Host) {
+        self.give_back(held.process, &self.shared.connections_out);
+        self.give_back(held.host, host.permits());
+        if let Some((permit, permits)) = held.destination {
+            self.give_back(permit, &permits);
+        }
+    }
+
+    /// Rung: permits may be free. Every lane with a backlog tries again; bits that were set for
+    /// lanes which no longer need a permit are passed on.
+    pub(super) fn retry_lanes(self: &Rc<Self>) {
+        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        for served in &lanes {
+            if served.backlog() > 0 {
+                self.grow(served);
+            } else {
+                self.ring(served.host.permits().stop_waiting(self.id));
+            }
+            let wanted = served.host.permits().waiting() || self.shared.connections_out.waiting();
+            if wanted {
+                served.idle.borrow_mut().drain(..).for_each(|bell| bell.ring());
+            }
+        }
+    }
+
+    /// Every ready session looks at its state again, as at the end of the engine.
+    pub(super) fn ring_all_sessions(&self) {
+        for bell in self.bells.borrow().iter().filter_map(std::rc::Weak::upgrade) {
+            bell.ring();
+        }
+    }
+
+    /// The lane's deliveries, which have to take new turns.
+    pub(super) fn drain_lane(&self, served: &Served) -> Vec<Delivery> {
+        served.lane.borrow_mut().drain().into()
+    }
+
+    /// Lanes that nobody uses are forgotten.
+    pub(super) fn forget_unused_lanes(&self) {
+        self.pool.borrow_mut().lanes.retain(|_, served| {
+            Rc::strong_count(served) > 1
+                || served.backlog() > 0
+                || served.connecting.get() + served.ready.get() > 0
+        });
+    }
+
+    fn take(&self, permits: &Permits) -> Option<Permit> {
+        let grant = permits.acquire(self.id)?;
+        self.ring(grant.ring);
+        Some(grant.permit)
+    }
+
+    fn give_back(&self, permit: Permit, permits: &Permits) {
+        self.ring(permits.release(permit));
+    }
+}

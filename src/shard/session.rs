@@ -1,0 +1,374 @@
+//! One connection to a host: connect, greeting, EHLO, transactions, QUIT.
+//!
+//! Owns: the task that carries a [`client::Session`]'s words to the socket and back, and takes
+//! deliveries from its lane. Never: what an outcome means (`delivery` asks `settle`).
+//!
+//! Diagnostics: a connection that brings no session is one `Connection Error` line; a session
+//! that breaks under a transaction too.
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::connection::{Beside, Bell, Connection, Happened};
+use super::delivery::Delivery;
+use super::destination::Destination;
+use super::io::{self, Gather, Piece, Socket};
+use super::pool::{Held, Served};
+use super::{Shard, Stopping};
+use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Stage};
+use crate::route::Probe;
+use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, Transaction};
+
+/// A connect without an answer for this long is slow: other hosts take its deliveries.
+const SLOW_CONNECT: Duration = Duration::from_millis(crate::route::host::SLOW_CONNECT_MS);
+
+/// Deliveries of a lane that a session looks at for one whose destination has a permit.
+const LOOK_AHEAD_MAX: usize = 64;
+
+/// Runs one connection from its permits to their return.
+pub(super) async fn run(
+    shard: Rc<Shard>,
+    served: Rc<Served>,
+    destination: Rc<Destination>,
+    held: Held,
+    probe: Option<Probe>,
+) {
+    let dcid = shard.next_dcid();
+    let bell = shard.new_bell();
+    let failure = match connect(&shard, &served, &destination, &bell).await {
+        Ok(socket) => {
+            shard.counters().connections_out.one();
+            shard.counters().sessions_out.add(1);
+            let local = socket.local_addr().map(|a| a.ip()).ok();
+            let peer = served.key.address;
+            let from = local.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+            shard.log(|log, now| log.new_smtp_dcid(now, dcid, from, peer));
+            let dialogue = Dialogue::new(&shard, &served, &destination, dcid, local, held, probe);
+            dialogue.run(Connection::new(socket, bell)).await;
+            shard.log(|log, now| log.dcid_close(now, dcid));
+            shard.counters().sessions_out.sub(1);
+            None
+        }
+        Err(failure) => Some((failure, held, probe)),
+    };
+    if let Some((failure, held, probe)) = failure {
+        let local = destination.source();
+        served.connecting.set(served.connecting.get() - 1);
+        shard.release(held, &served.host);
+        shard.connection_failed(&served, &destination, dcid, local, &failure, probe);
+    }
+    shard.sessions.set(shard.sessions.get() - 1);
+    if shard.stopping() == Stopping::No {
+        shard.grow(&served);
+    }
+    shard.feed_bell.ring();
+}
+
+/// Connects within the deadline. After [`SLOW_CONNECT`] the lane's deliveries take new turns,
+/// while the connect runs on and decides the host's health.
+async fn connect(
+    shard: &Rc<Shard>,
+    served: &Rc<Served>,
+    destination: &Destination,
+    bell: &Bell,
+) -> Result<Socket, ConnectionFailure> {
+    let failed = |cause| ConnectionFailure { stage: Stage::Connect, cause };
+    let network = |error: std::io::Error| failed(ConnectionCause::Network(error_text(&error)));
+    let connecting = Socket::to(shard.backend, served.key.address, destination.source());
+    let connecting = connecting.map_err(network)?;
+    let socket = connecting.socket().clone();
+    let mut stands = std::pin::pin!(connecting.stands());
+    let begun = shard.now().mono;
+    let timeout = shard.config().timeouts.connect;
+    let (mut slow, mut late) = (false, false);
+    bell.set_deadline(Some(begun + SLOW_CONNECT.min(timeout)));
+    let result = loop {
+        match bell.beside(stands.as_mut()).await {
+            Beside::Done(result) => break result,
+            Beside::Deadline if !slow && timeout > SLOW_CONNECT => {
+                slow = true;
+                served.host.slow_connect_began();
+                bell.set_deadline(Some(begun + timeout));
+                shard.connect_is_slow(served);
+            }
+            Beside::Deadline => {
+                late = true;
+                socket.shutdown();
+                bell.set_deadline(None);
+            }
+            Beside::Rung if shard.stopping() != Stopping::No => socket.shutdown(),
+            Beside::Rung => {}
+        }
+    };
+    if slow {
+        served.host.slow_connect_ended();
+    }
+    bell.set_deadline(None);
+    match result {
+        Ok(socket) => Ok(socket),
+        Err(_) if late => Err(failed(ConnectionCause::Timeout)),
+        Err(error) => Err(network(error)),
+    }
+}
+
+/// The system's words without its number.
+fn error_text(error: &std::io::Error) -> Box<str> {
+    let text = error.to_string();
+    let plain = text.split(" (os error").next().unwrap_or(&text);
+    plain.into()
+}
+
+/// The dialogue over a connection that stands.
+struct Dialogue<'a> {
+    shard: &'a Rc<Shard>,
+    served: &'a Rc<Served>,
+    destination: &'a Rc<Destination>,
+    dcid: Dcid,
+    local: Option<IpAddr>,
+    held: Held,
+    probe: Option<Probe>,
+    session: client::Session,
+    /// The delivery whose transaction is under way.
+    delivery: Option<Delivery>,
+    is_ready: bool,
+    transactions: u64,
+    key: u64,
+    /// Set while the reply to a final dot is awaited.
+    past_dot: Cell<bool>,
+}
+
+impl<'a> Dialogue<'a> {
+    fn new(
+        shard: &'a Rc<Shard>,
+        served: &'a Rc<Served>,
+        destination: &'a Rc<Destination>,
+        dcid: Dcid,
+        local: Option<IpAddr>,
+        held: Held,
+        probe: Option<Probe>,
+    ) -> Self {
+        let settings = ClientSettings {
+            ehlo_name: destination.ehlo_name.clone(),
+            timeouts: shard.config().timeouts,
+            messages_max: destination.controls.messages_per_connection_max,
+        };
+        let session = client::Session::new(settings, shard.now());
+        Self {
+            shard,
+            served,
+            destination,
+            dcid,
+            local,
+            held,
+            probe,
+            session,
+            delivery: None,
+            is_ready: false,
+            transactions: 0,
+            key: 0,
+            past_dot: Cell::new(false),
+        }
+    }
+
+    async fn run(mut self, mut connection: Connection) {
+        let bell = connection.bell().clone();
+        while self.obey(&mut connection) {
+            self.take_work(&bell).await;
+            if !self.obey(&mut connection) {
+                break;
+            }
+            bell.set_deadline(self.session.deadline());
+            let happened = connection.next().await;
+            let now = self.shard.now();
+            match happened {
+                Happened::Received(Ok(1..)) => {
+                    self.session.handle_input(connection.received(), now);
+                    connection.done_with(connection.received().len());
+                }
+                Happened::Received(Ok(_)) => self.session.handle_closed(None),
+                Happened::Received(Err(error)) | Happened::Sent(Err(error)) => {
+                    self.session.handle_closed(Some(error_text(&error)));
+                }
+                Happened::Sent(Ok(())) => self.session.handle_sent(now),
+                Happened::Deadline => self.session.handle_deadline(now),
+                Happened::Rung => self.look_up(&connection),
+            }
+        }
+        self.leave_ready();
+        connection.close().await;
+        self.shard.release(self.held, &self.served.host);
+    }
+
+    /// Does what the session wants; false when it is over.
+    fn obey(&mut self, connection: &mut Connection) -> bool {
+        loop {
+            match self.session.poll_output(self.shard.now()) {
+                Output::Send(chunks) => {
+                    self.past_dot.set(self.session.is_past_final_dot());
+                    connection.send(Gather::new(chunks.into_iter().map(piece).collect()));
+                }
+                Output::Event(event) => self.hear(event),
+                Output::Close => return false,
+                Output::Idle => return true,
+            }
+        }
+    }
+
+    fn hear(&mut self, event: Event) {
+        let shard = self.shard;
+        match event {
+            Event::Ready { extensions: _ } => self.become_ready(),
+            Event::Done { key, outcomes } => {
+                assert_eq!(key, self.key, "an answer to another transaction");
+                self.past_dot.set(false);
+                let delivery = self.delivery.take().expect("one answer per transaction");
+                if outcomes.iter().any(|(_, outcome)| outcome.is_answer()) {
+                    self.heard();
+                }
+                let strict = shard.settle(delivery, outcomes, self.served, self.dcid);
+                if strict {
+                    self.session.quit(shard.now());
+                }
+            }
+            Event::Failed(failure) => {
+                let (served, destination) = (self.served, self.destination);
+                served.connecting.set(served.connecting.get() - 1);
+                let probe = self.probe.take();
+                shard.connection_failed(
+                    served, destination, self.dcid, self.local, &failure, probe,
+                );
+            }
+            Event::Ended { failure, idle } => {
+                shard.session_broke(self.served, self.destination, self.dcid, self.local, &failure, idle);
+            }
+            Event::Retired => {}
+        }
+    }
+
+    fn become_ready(&mut self) {
+        let served = self.served;
+        self.is_ready = true;
+        // The lease of a probe ends with its success.
+        self.probe = None;
+        served.connecting.set(served.connecting.get() - 1);
+        served.ready.set(served.ready.get() + 1);
+        let now = self.shard.now().mono;
+        served.heard.set(Some(now));
+        if served.host.session_opened(self.shard.id, now) {
+            self.shard.shared.ring_all();
+        }
+        self.shard.grow(served);
+    }
+
+    fn heard(&self) {
+        let now = self.shard.now().mono;
+        self.served.heard.set(Some(now));
+        if self.served.host.good_reply(self.shard.id, now) {
+            self.shard.shared.ring_all();
+        }
+    }
+
+    fn leave_ready(&mut self) {
+        if !self.is_ready {
+            return;
+        }
+        let served = self.served;
+        served.ready.set(served.ready.get() - 1);
+        let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
+        served.host.session_closed(self.shard.id, rest);
+    }
+
+    /// Takes deliveries from the lane while the session has room for them.
+    async fn take_work(&mut self, bell: &Rc<Bell>) {
+        while self.session.capacity() > 0 {
+            let now = self.shard.now();
+            if self.shard.stopping() != Stopping::No {
+                return self.session.quit(now);
+            }
+            let Some(delivery) = self.next_delivery() else {
+                if self.transactions > 0 && self.shard.is_wanted(&self.held, &self.served.host) {
+                    return self.session.quit(now);
+                }
+                let mut idle = self.served.idle.borrow_mut();
+                if !idle.iter().any(|known| Rc::ptr_eq(known, bell)) {
+                    idle.push(bell.clone());
+                }
+                return;
+            };
+            self.forget_idle(bell);
+            let Some((delivery, message)) = self.shard.load(delivery).await else { continue };
+            self.shard.begin(&delivery, self.dcid);
+            self.key += 1;
+            self.transactions += 1;
+            let transaction = Transaction {
+                key: self.key,
+                sender: message.envelope.sender.clone(),
+                body_kind: message.envelope.body,
+                smtputf8: message.envelope.smtputf8,
+                ret: message.envelope.ret,
+                envid: message.envelope.envid.clone(),
+                recipients: delivery.recipients_of(&message),
+                body: message.body.clone(),
+                strict: delivery.strict,
+            };
+            self.delivery = Some(delivery);
+            self.session.submit(transaction);
+        }
+        self.forget_idle(bell);
+    }
+
+    /// The first delivery of the lane whose destination has a permit for us.
+    fn next_delivery(&mut self) -> Option<Delivery> {
+        let mut skipped = Vec::new();
+        let mut found = None;
+        while skipped.len() < LOOK_AHEAD_MAX {
+            let Some(delivery) = self.served.lane.borrow_mut().pop() else { break };
+            // A strict repeat wants a new connection.
+            let fits = !(delivery.strict && self.transactions > 0);
+            if fits && self.shard.swap_permit(&mut self.held, &delivery.destination) {
+                found = Some(delivery);
+                break;
+            }
+            skipped.push(delivery);
+        }
+        let mut lane = self.served.lane.borrow_mut();
+        skipped.into_iter().rev().for_each(|delivery| lane.give_back(delivery));
+        let unblocked = lane.unblocked();
+        drop(lane);
+        self.shard.poke(unblocked);
+        found
+    }
+
+    fn forget_idle(&self, bell: &Rc<Bell>) {
+        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, bell));
+    }
+
+    /// The bell rang: work, a wish for our permit, or the end of the engine.
+    fn look_up(&mut self, connection: &Connection) {
+        match self.shard.stopping() {
+            Stopping::No => {}
+            Stopping::Gently => {
+                let cut = match self.past_dot.get() {
+                    true => self.shard.final_reply_is_over(),
+                    false => self.shard.grace_is_over(),
+                };
+                if cut {
+                    connection.socket().shutdown();
+                } else {
+                    self.session.quit(self.shard.now());
+                }
+            }
+            Stopping::Now => connection.socket().shutdown(),
+        }
+    }
+}
+
+fn piece(chunk: Chunk) -> Piece {
+    match chunk {
+        Chunk::Static(bytes) => Piece::Static(bytes),
+        Chunk::Bytes(bytes) => Piece::Bytes(bytes),
+        Chunk::Body { body, range } => Piece::Body(body, range),
+    }
+}

@@ -1,0 +1,188 @@
+//! What the shards of one process share, and nothing else.
+//!
+//! Owns: [`Shared`]: the configuration snapshot, cursors and host health (`registry`), permits,
+//! wake-up gates, counters, doorbells. Never: per-message state. No lock here is taken per
+//! message: those there are guard maps that a shard looks into when it meets a destination or a
+//! client address for the first time, and copies that are published once a second.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_utils::CachePadded;
+use tokio::sync::Notify;
+
+use crate::config::{Snapshot, Store};
+use crate::mail::{Domain, ShardId};
+use crate::queue::Usage;
+use crate::route::{Permits, Registry};
+use crate::schedule::Gates;
+use crate::telemetry::{Counters, Latencies};
+
+/// How far the engine has come to its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Stopping {
+    /// It runs.
+    No,
+    /// SIGTERM: no new mail, no new attempts; what is under way ends in good order.
+    Gently,
+    /// A second SIGTERM: connections are cut.
+    Now,
+}
+
+/// What a shard publishes once a second, for status pages.
+#[derive(Clone, Debug, Default)]
+pub struct ShardReport {
+    /// What the queue takes.
+    pub usage: Usage,
+    /// Destinations with mail.
+    pub destinations: usize,
+    /// Time from final dot to the next hop's acceptance.
+    pub latencies: Latencies,
+    /// False when the shard takes no mail because its disk or its queue does not.
+    pub takes_mail: bool,
+}
+
+/// Shared by all shards and the control plane.
+pub struct Shared {
+    /// The configuration in force.
+    pub config: Store,
+    /// Hosts and cursors by name.
+    pub registry: Registry,
+    /// Wake-up gates by destination.
+    pub gates: Gates,
+    /// Outbound connections of the process.
+    pub connections_out: Permits,
+    /// One set of counters per shard, each written by its shard alone.
+    pub counters: Vec<CachePadded<Counters>>,
+    /// One report per shard.
+    pub reports: Vec<Mutex<ShardReport>>,
+    doorbells: Vec<Notify>,
+    destination_permits: Mutex<HashMap<Domain, Arc<Permits>>>,
+    clients: Mutex<HashMap<(usize, Option<IpAddr>), u32>>,
+    stopping: AtomicU8,
+    log_generation: AtomicU64,
+}
+
+impl Shared {
+    /// For `shards` shards under `config`.
+    #[must_use]
+    pub fn new(config: Store, shards: usize) -> Self {
+        let connections_out = Permits::new(config.load().connections_out_max);
+        Self {
+            registry: Registry::new(shards),
+            gates: Gates::default(),
+            connections_out,
+            counters: (0..shards).map(|_| CachePadded::default()).collect(),
+            reports: (0..shards).map(|_| Mutex::default()).collect(),
+            doorbells: (0..shards).map(|_| Notify::new()).collect(),
+            destination_permits: Mutex::default(),
+            clients: Mutex::default(),
+            // Relaxed and acquire/release below: a flag that shards look at when they are rung.
+            stopping: AtomicU8::new(0),
+            log_generation: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    /// Shards of the process.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.counters.len()
+    }
+
+    /// Wakes a shard: a permit is free, a gate moved, the engine stops.
+    pub fn ring(&self, shard: ShardId) {
+        self.doorbells[usize::from(shard.0)].notify_one();
+    }
+
+    /// Wakes all shards.
+    pub fn ring_all(&self) {
+        for doorbell in &self.doorbells {
+            doorbell.notify_one();
+        }
+    }
+
+    /// Waits until somebody rings.
+    pub async fn rung(&self, shard: ShardId) {
+        self.doorbells[usize::from(shard.0)].notified().await;
+    }
+
+    /// The permits of a destination, which all shards draw from (limit_type = "domain").
+    #[must_use]
+    pub fn permits_of(&self, domain: &Domain, limit: u32) -> Arc<Permits> {
+        let mut known = lock(&self.destination_permits);
+        let permits = known.entry(domain.clone()).or_insert_with(|| Arc::new(Permits::new(limit)));
+        let permits = Arc::clone(permits);
+        if known.len().is_power_of_two() {
+            // At each doubling the unused ones go, so that a walk through domains costs O(1) each.
+            known.retain(|_, permits| Arc::strong_count(permits) > 1);
+        }
+        drop(known);
+        if permits.limit() != limit {
+            permits.set_limit(limit).for_each(|shard| self.ring(shard));
+        }
+        permits
+    }
+
+    /// Counts a client of listener number `listener`; false when the listener or the address has
+    /// as many as it may have.
+    #[must_use]
+    pub fn client_came(&self, listener: usize, ip: IpAddr, config: &Snapshot) -> bool {
+        let Some(settings) = config.listeners.get(listener) else { return false };
+        let mut clients = lock(&self.clients);
+        let all = clients.get(&(listener, None)).copied().unwrap_or(0);
+        let same = clients.get(&(listener, Some(ip))).copied().unwrap_or(0);
+        let room = all < settings.connections_max && same < settings.connections_per_ip_max;
+        if room {
+            clients.insert((listener, None), all + 1);
+            clients.insert((listener, Some(ip)), same + 1);
+        }
+        room
+    }
+
+    /// A client that [`Shared::client_came`] counted is gone.
+    pub fn client_left(&self, listener: usize, ip: IpAddr) {
+        let mut clients = lock(&self.clients);
+        for key in [(listener, None), (listener, Some(ip))] {
+            match clients.get_mut(&key) {
+                Some(1) | None => drop(clients.remove(&key)),
+                Some(count) => *count -= 1,
+            }
+        }
+    }
+
+    /// How far the end has come.
+    #[must_use]
+    pub fn stopping(&self) -> Stopping {
+        match self.stopping.load(Ordering::Acquire) {
+            0 => Stopping::No,
+            1 => Stopping::Gently,
+            _ => Stopping::Now,
+        }
+    }
+
+    /// Begins the end, or hastens it.
+    pub fn stop(&self, how: Stopping) {
+        self.stopping.fetch_max(how as u8, Ordering::AcqRel);
+        self.ring_all();
+    }
+
+    /// Counts how often the log was asked to reopen its file.
+    #[must_use]
+    pub fn log_generation(&self) -> u64 {
+        self.log_generation.load(Ordering::Acquire)
+    }
+
+    /// Has every shard reopen the log file (SIGHUP).
+    pub fn reopen_log(&self) {
+        self.log_generation.fetch_add(1, Ordering::AcqRel);
+        self.ring_all();
+    }
+}
+
+/// A lock whose holders never leave its value half-changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,176 @@
+//! What a shard does ten times a second, whatever else happens.
+//!
+//! Owns: the sweep of deadlines, timers that are due, wake-ups, probes, expiry, the sync of state
+//! words, and once a second the report for status pages. Never: more than a slice of each per
+//! tick.
+
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use super::io;
+use super::shared::lock;
+use super::{Shard, ShardReport, Stopping};
+use crate::schedule::retry;
+
+/// The length of a tick.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Deliveries whose timers are looked at in one tick.
+const EXPIRE_MAX: usize = 10_000;
+
+/// Deliveries woken in one tick.
+const WAKE_MAX: usize = 10_000;
+
+/// Ready deliveries whose age is looked at in one tick.
+const SWEEP_MAX: usize = 1_000;
+
+impl Shard {
+    /// Ticks until the shard ends.
+    pub(super) async fn run_ticks(self: Rc<Self>) {
+        let mut count = 0u64;
+        loop {
+            io::sleep(TICK).await;
+            count += 1;
+            self.tick();
+            if count.is_multiple_of(10) {
+                self.each_second();
+            }
+        }
+    }
+
+    /// Listens to the other shards and to the control plane.
+    pub(super) async fn run_doorbell(self: Rc<Self>) {
+        loop {
+            self.shared.rung(self.id).await;
+            self.log_bell.ring();
+            if self.stopping() == Stopping::No {
+                self.retry_lanes();
+                self.feed_bell.ring();
+            } else {
+                self.ring_all_sessions();
+            }
+        }
+    }
+
+    /// Feeds lanes whenever something has become ready.
+    pub(super) async fn run_feed(self: Rc<Self>) {
+        loop {
+            if self.feed() {
+                self.feed_bell.rung().await;
+            } else {
+                // A pause, not a yield: the ring is entered only when the thread parks.
+                io::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    fn tick(self: &Rc<Self>) {
+        let now = self.now();
+        self.bells.borrow_mut().retain(|bell| match bell.upgrade() {
+            Some(bell) => {
+                bell.sweep(now.mono);
+                true
+            }
+            None => false,
+        });
+        self.queue.borrow_mut().tick(now.mono);
+        self.commit_bell.ring();
+        if self.stopping() != Stopping::No {
+            return;
+        }
+        self.fire_timers();
+        self.look_at_hosts();
+        self.expire_ready();
+        let wakes = self.shared.gates.wakes();
+        if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
+            self.feed_bell.ring();
+        }
+    }
+
+    /// Deferred deliveries whose time has come, or whose time in queue is over while they wait.
+    fn fire_timers(self: &Rc<Self>) {
+        let now = self.now();
+        let due = self.destinations.borrow_mut().expire(now.mono, EXPIRE_MAX);
+        for handle in due {
+            let domain = self.queue.borrow().domain(handle).cloned();
+            let mut destinations = self.destinations.borrow_mut();
+            let Some(id) = domain.as_ref().and_then(|domain| destinations.find(domain)) else {
+                continue;
+            };
+            destinations.fired(id);
+            destinations.push_ready(id, handle);
+            destinations.done(id);
+            drop(destinations);
+            self.feed_bell.ring();
+        }
+    }
+
+    /// Gates of destinations that wait for a host, and hosts whose probe is due.
+    fn look_at_hosts(self: &Rc<Self>) {
+        let now = self.now().mono;
+        let destinations = self.destinations.borrow();
+        let waiting: Vec<_> =
+            destinations.listed().map(|id| destinations.domain(id).clone()).collect();
+        drop(destinations);
+        for domain in waiting {
+            let destination = self.destination(&domain);
+            if destination.plan().is_some_and(|plan| !plan.all_down(now)) {
+                destination.gate.host_up(now);
+            }
+        }
+        let resolved: Vec<_> = self.resolved.borrow().values().cloned().collect();
+        for destination in resolved {
+            if self.destinations.borrow().find(&destination.domain).is_none() {
+                continue;
+            }
+            let Some(plan) = destination.plan() else { continue };
+            let due: Vec<_> = plan.probes_due(now).map(|pick| pick.host.clone()).collect();
+            for host in due {
+                self.probe(&destination, &host);
+            }
+        }
+    }
+
+    /// Mail that is ready but gets no turn grows old too.
+    fn expire_ready(self: &Rc<Self>) {
+        let now = self.now().wall;
+        let config = self.config();
+        let keep = |_, handle| {
+            let summary = self.queue.borrow().summary(handle);
+            summary.is_none_or(|s| {
+                let profile = config.bounce_profile_for(&s.bounce_profile, &s.domain);
+                !retry::is_expired(profile, s.arrival, now)
+            })
+        };
+        let expired = self.destinations.borrow_mut().sweep(SWEEP_MAX, keep);
+        for (id, handle) in expired {
+            let domain = self.queue.borrow().domain(handle).cloned();
+            let Some(domain) = domain else { continue };
+            let _id_may_be_forgotten = id;
+            self.expire_one(handle, &domain);
+        }
+    }
+
+    fn each_second(self: &Rc<Self>) {
+        self.forget_unused_destinations();
+        self.forget_unused_lanes();
+        self.retry_lanes();
+        let queue = self.queue.borrow();
+        let usage = queue.usage();
+        let takes_mail = self.takes_mail.get();
+        drop(queue);
+        let report = ShardReport {
+            usage,
+            destinations: self.destinations.borrow().iter().count(),
+            latencies: self.latencies.borrow().clone(),
+            takes_mail,
+        };
+        *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
+        if self.id.0 == 0 {
+            self.shared.registry.sweep(self.now().mono);
+        }
+    }
+}
+
+/// Kept apart so that the type of the list of bells stands in one place.
+pub(super) type Bells = Vec<Weak<super::connection::Bell>>;
