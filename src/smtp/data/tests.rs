@@ -90,7 +90,9 @@ fn the_longest_line_is_measured_without_its_end_and_without_the_added_dot() {
 
 #[test]
 fn chunks_are_taken_as_they_are_and_end_with_crlf() {
-    let table: &[(&[&[u8]], &[u8], bool, bool)] = &[
+    /// Chunks, the message, a leading dot, a bare line end.
+    type Row<'a> = (&'a [&'a [u8]], &'a [u8], bool, bool);
+    let table: &[Row<'_>] = &[
         (&[b"a\r\n.\r", b"\n..\r\n"], b"a\r\n.\r\n..\r\n", true, false),
         (&[b"no end"], b"no end\r\n", false, false),
         (&[b"cut\r"], b"cut\r", false, true),
@@ -128,7 +130,8 @@ proptest! {
             prop_assert_eq!(&stuff(&message, cut), &wire);
         }
         let (_, expected, _) = receive(&wire, &[]);
-        prop_assert_eq!(expected.leading_dot, message.split(|b| *b == b'\n').any(|l| l.first() == Some(&b'.')));
+        let leading_dot = message.split(|b| *b == b'\n').any(|line| line.starts_with(b"."));
+        prop_assert_eq!(expected.leading_dot, leading_dot);
         prop_assert_eq!(expected.eight_bit, !message.is_ascii());
         for cut in 0..=wire.len() {
             let (out, findings, end) = receive(&wire, &[cut]);
