@@ -132,8 +132,11 @@ impl Receiver {
 
     /// The last chunk was taken. A message that does not end with CRLF gets one, because DATA,
     /// over which it may have to travel on, cannot carry it otherwise; nothing else is changed.
+    ///
+    /// # Panics
+    /// Under [`Framing::Dots`].
     pub fn finish(&mut self, mut out: Option<&mut Vec<u8>>) {
-        debug_assert_eq!(self.framing, Framing::Chunks);
+        assert_eq!(self.framing, Framing::Chunks, "DATA ends with its dot");
         match self.place {
             Place::Start => {}
             Place::Inside => {
@@ -144,19 +147,32 @@ impl Receiver {
         }
     }
 
-    fn inside(&mut self, input: &[u8], at: usize) -> usize {
-        let Some(octets) = memchr2(b'\r', b'\n', &input[at..]) else {
-            self.line_octets += input.len() - at;
-            return input.len();
-        };
-        self.line_octets += octets;
-        let at = at + octets;
-        if input[at] == b'\r' {
-            self.place = Place::Cr;
-        } else {
-            self.bare(Place::Inside);
+    /// Runs over whole lines as long as nothing but a plain line follows a CRLF: the way of
+    /// nearly all octets.
+    fn inside(&mut self, input: &[u8], mut at: usize) -> usize {
+        loop {
+            let Some(octets) = memchr2(b'\r', b'\n', &input[at..]) else {
+                self.line_octets += input.len() - at;
+                return input.len();
+            };
+            self.line_octets += octets;
+            at += octets;
+            match input[at..] {
+                [b'\r', b'\n', next, ..] if next != b'.' => {
+                    self.end_line();
+                    self.place = Place::Inside;
+                    at += 2;
+                }
+                [b'\r', ..] => {
+                    self.place = Place::Cr;
+                    return at + 1;
+                }
+                _ => {
+                    self.bare(Place::Inside);
+                    return at + 1;
+                }
+            }
         }
-        at + 1
     }
 
     fn end_line(&mut self) {

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 
 fn code(line: &[u8]) -> u16 {
@@ -187,4 +189,28 @@ fn rcpt_and_its_parameters() {
     }
     let long = "a".repeat(500);
     assert_eq!(code(format!("RCPT TO:<a@b.example> ORCPT=rfc822;{long}").as_bytes()), 501);
+}
+
+proptest! {
+    #[test]
+    fn foreign_octets_never_panic_and_come_out_printable(
+        verb in proptest::sample::select(vec![
+            "EHLO ", "MAIL FROM:<", "MAIL FROM:<> ENVID=", "MAIL FROM:<> SIZE=", "BDAT ",
+            "RCPT TO:<", "RCPT TO:<a@b> ORCPT=", "RCPT TO:<a@b> NOTIFY=", "",
+        ]),
+        tail in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..40),
+            "[a+=0A;<>\"\\\\@ .]{0,20}".prop_map(String::into_bytes),
+        ],
+    ) {
+        let line = [verb.as_bytes(), &tail].concat();
+        let text = match parse(&line) {
+            Ok(Command::Ehlo(name) | Command::Helo(name)) => name.to_owned(),
+            Ok(Command::Mail(mail)) => mail.envid.as_deref().unwrap_or("").to_owned(),
+            Ok(Command::Rcpt(rcpt)) => rcpt.orcpt.as_deref().unwrap_or("").to_owned(),
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        prop_assert!(!text.chars().any(char::is_control));
+    }
 }

@@ -115,7 +115,7 @@ impl Session {
         let is_stray = self.transaction.as_ref().is_none_or(|t| t.intake.is_none());
         if let Some(transaction) = self.transaction.as_mut().filter(|_| !is_stray) {
             let (consumed, _) = transaction.receive(piece, &self.settings);
-            debug_assert_eq!(consumed, piece.len());
+            assert_eq!(consumed, piece.len(), "a chunk has no end mark");
         }
         if !over {
             self.stop_if_endless();

@@ -17,8 +17,9 @@
 //! to EHLO and HELO and 354 have none. Wrong calls (a verdict without a message) panic.
 //!
 //! Limits: memory is one message of at most [`ServerSettings::message_octets_max`] octets and one
-//! read; its envelope ([`ServerSettings::recipients_max`] recipients); replies of
-//! [`limits::SERVER_OUTPUT_OCTETS_MAX`] octets and one more. Nothing else grows.
+//! read, in a buffer of at most twice that; its envelope ([`ServerSettings::recipients_max`]
+//! recipients); replies of [`limits::SERVER_OUTPUT_OCTETS_MAX`] octets and one more. Nothing else
+//! grows.
 
 mod answer;
 mod commands;
@@ -266,8 +267,9 @@ impl Session {
         self.transaction.as_ref().map_or(0, |t| t.data.capacity())
     }
 
-    /// When [`Session::handle_deadline`] is due. While a verdict is awaited there is none
-    /// (`Mono(u64::MAX)`): the wait is ours.
+    /// When [`Session::handle_deadline`] is due. There is none (`Mono(u64::MAX)`) while a verdict
+    /// is awaited, for the wait is ours, nor once the session is over. How long the peer may take
+    /// to read its replies is the caller's to bound.
     ///
     /// The wait for a command, and for the next octets of a message, is
     /// [`limits::CLIENT_WAIT_MS`]; a part of a command line does not prolong it. The message as a
@@ -275,8 +277,7 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Mono {
         match self.state {
-            State::Verdict(_) => Mono(u64::MAX),
-            State::Closing => self.heard,
+            State::Verdict(_) | State::Closing => Mono(u64::MAX),
             State::Command | State::Overlong { .. } | State::Data | State::Chunk { .. } => {
                 let wait = self.heard.0.saturating_add(limits::CLIENT_WAIT_MS);
                 Mono(wait.min(self.message_deadline_ms()))
@@ -311,7 +312,8 @@ impl Session {
     }
 
     /// The engine stops: 421 4.3.2 at the next command boundary, which may be now. A message
-    /// whose bytes come in, or whose verdict is due, is finished first.
+    /// whose bytes come in, or whose verdict is due, is finished first; between two chunks of BDAT
+    /// there is such a boundary.
     pub fn begin_shutdown(&mut self, gate: &mut dyn Gate) {
         self.shutdown = true;
         match self.state {
