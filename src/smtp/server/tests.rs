@@ -576,6 +576,33 @@ fn a_stop_waits_for_the_message_that_comes_in() {
 }
 
 #[test]
+fn a_stop_comes_between_two_chunks_but_not_within_one() {
+    let mut rig = Rig::ready();
+    rig.start();
+    rig.send(b"BDAT 3\r\nx");
+    rig.session.begin_shutdown(&mut rig.gate);
+    assert!(!rig.session.should_close());
+    assert_eq!(rig.codes(b"\r\nBDAT 0 LAST\r\n"), "250 2.0.0|421 4.3.2");
+    assert_eq!(rig.gate.events.last().unwrap(), "aborted 1 Shutdown");
+}
+
+#[test]
+fn the_trace_names_the_protocol() {
+    for (hello, parameter, protocol) in [
+        ("HELO", "", " with SMTP id "),
+        ("EHLO", "", " with ESMTP id "),
+        ("EHLO", " SMTPUTF8", " with UTF8SMTP id "),
+    ] {
+        let mut rig = Rig::new();
+        rig.send(format!("{hello} x\r\nMAIL FROM:<>{parameter}\r\n").as_bytes());
+        rig.send(b"RCPT TO:<a@b.example>\r\nDATA\r\nSubject: \xc3\xb6\r\n.\r\n");
+        let message = &rig.messages[0];
+        assert!(String::from_utf8_lossy(&message.data).contains(protocol));
+        assert!(message.facts.utf8_header);
+    }
+}
+
+#[test]
 fn a_message_dropped_by_the_engine_is_refused_at_its_end() {
     let mut rig = Rig::ready();
     rig.start();
