@@ -37,6 +37,26 @@ pub const RECEIVED_FIELDS_MAX: usize = 100;
 /// Negative replies to one client before it is sent away.
 pub const CLIENT_ERRORS_MAX: u32 = 100;
 
+/// Longest name in EHLO or HELO, in octets (RFC 5321 4.5.3.1.2).
+pub const HELO_OCTETS_MAX: usize = 255;
+
+/// Replies held for one client before its next command is read, in octets: one write.
+pub const SERVER_OUTPUT_OCTETS_MAX: usize = 16 * 1024;
+
+/// Longest wait for a client's next command, and for its next octets of a message (RFC 5321
+/// 4.5.3.2.7 asks for at least 5 minutes).
+pub const CLIENT_WAIT_MS: u64 = 300_000;
+
+/// Time a message may take to come in at any rate; above it [`CLIENT_RATE_OCTETS_PER_S_MIN`]
+/// holds.
+pub const CLIENT_MESSAGE_GRACE_MS: u64 = 600_000;
+
+/// Lowest mean rate of a message that comes in: a trickle of octets ends, a modem does not.
+pub const CLIENT_RATE_OCTETS_PER_S_MIN: u64 = 1024;
+
+/// Octets kept of a header field for the log.
+pub const LOGGED_FIELD_OCTETS_MAX: usize = 1024;
+
 /// Reply octets kept of one line from a next hop.
 pub const REPLY_LINE_OCTETS_KEPT: usize = 4 * 1024;
 
@@ -93,6 +113,7 @@ pub const ALIVE_REPLY_MS: u64 = 10_000;
 const _: () = assert!(TEXT_LINE_OCTETS_RFC < TEXT_LINE_OCTETS_MAX);
 const _: () = assert!(TEXT_LINE_OCTETS_MAX < HEADER_OCTETS_MAX);
 const _: () = assert!(PATH_OCTETS_MAX < COMMAND_LINE_OCTETS_MAX);
+const _: () = assert!(HELO_OCTETS_MAX + DOMAIN_OCTETS_MAX + 128 < TEXT_LINE_OCTETS_RFC);
 const _: () = assert!(COMMAND_LINE_OCTETS_MAX < COMMAND_DISCARD_OCTETS_MAX);
 const _: () = assert!(REPLY_LINE_OCTETS_KEPT <= REPLY_LINE_OCTETS_MAX);
 const _: () = assert!(REPLY_LINE_OCTETS_MAX <= REPLY_OCTETS_MAX);

@@ -1,1 +1,220 @@
-//! smtp/data
+//! Message bytes on the wire: where a message ends, and the dots that hide that end.
+//!
+//! Owns: the end of data and dot-stuffing (RFC 5321 4.5.2), the chunks of BDAT (RFC 3030), and
+//! what is noticed while the bytes pass. Never: what follows from it.
+//!
+//! A line ends with CRLF and with nothing else, and only CRLF.CRLF ends DATA: servers that took
+//! `LF.LF` or `CRLF.CR` for an end let one message carry another past its checks
+//! (CVE-2023-51764, -51765, -51766). A bare CR or LF is an octet of its line that spoils the
+//! message; the caller refuses it at its true end. NUL is an octet like any other.
+//!
+//! Limits: a [`Receiver`] holds no bytes; what it writes to `out` is never more than it is given
+//! (plus the CRLF of [`Receiver::finish`]).
+
+use memchr::{memchr2, memmem};
+
+/// How the end of a message is marked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// DATA: a line with a dot alone; lines that start with a dot carry one more.
+    Dots,
+    /// BDAT: the sizes of the chunks; octets as they are.
+    Chunks,
+}
+
+/// What was noticed in a message so far. Each value depends on the bytes alone, never on how they
+/// were cut into reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Findings {
+    /// Octets of the message, un-dot-stuffed, with CRLF.
+    pub octets: u64,
+    /// The longest complete line, in octets without CRLF.
+    pub line_octets_max: usize,
+    /// A CR without LF or an LF without CR.
+    pub bare_line_end: bool,
+    /// A line starts with a dot.
+    pub leading_dot: bool,
+    /// An octet above 127.
+    pub eight_bit: bool,
+}
+
+/// What one call took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Taken {
+    /// Octets of the input that belong to the message (or to its end mark).
+    pub consumed: usize,
+    /// The final dot was among them. Never true for chunks.
+    pub end: bool,
+}
+
+/// Takes a message in, in pieces of any size.
+#[derive(Clone, Debug)]
+pub struct Receiver {
+    framing: Framing,
+    place: Place,
+    line_octets: usize,
+    findings: Findings,
+}
+
+/// Where in a line the next octet stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// First octet of a line.
+    Start,
+    /// Behind a dot that opened a line of [`Framing::Dots`]; the dot is held back.
+    Dot,
+    /// Behind such a dot and a CR; both are held back.
+    DotCr,
+    /// Anywhere else in a line.
+    Inside,
+    /// Behind a CR in a line.
+    Cr,
+}
+
+impl Receiver {
+    /// Ready for the first octet of a message.
+    #[must_use]
+    pub fn new(framing: Framing) -> Self {
+        let findings = Findings::default();
+        Self { framing, place: Place::Start, line_octets: 0, findings }
+    }
+
+    /// What was noticed so far.
+    #[must_use]
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// Takes octets up to the end of data or of the input, and appends the message's own octets
+    /// to `out`; without `out` they are checked and thrown away.
+    pub fn receive(&mut self, input: &[u8], mut out: Option<&mut Vec<u8>>) -> Taken {
+        // input[kept..at] belongs to the message and is not yet copied: nearly always all of it.
+        let mut kept = 0;
+        let mut at = 0;
+        while let Some(&byte) = input.get(at) {
+            match self.place {
+                Place::Inside => at = self.inside(input, at),
+                Place::Cr if byte == b'\n' => {
+                    self.end_line();
+                    at += 1;
+                }
+                Place::Cr => self.bare(Place::Inside),
+                Place::Start if byte == b'.' && self.framing == Framing::Dots => {
+                    self.keep(&input[kept..at], &mut out);
+                    at += 1;
+                    kept = at;
+                    self.place = Place::Dot;
+                }
+                Place::Start => {
+                    self.findings.leading_dot |= byte == b'.';
+                    self.place = Place::Inside;
+                }
+                Place::Dot if byte == b'\r' => {
+                    at += 1;
+                    kept = at;
+                    self.place = Place::DotCr;
+                }
+                Place::Dot => {
+                    self.findings.leading_dot |= byte == b'.';
+                    self.place = Place::Inside;
+                }
+                Place::DotCr if byte == b'\n' => return Taken { consumed: at + 1, end: true },
+                Place::DotCr => {
+                    self.keep(b"\r", &mut out);
+                    self.bare(Place::Inside);
+                }
+            }
+        }
+        self.keep(&input[kept..at], &mut out);
+        Taken { consumed: at, end: false }
+    }
+
+    /// The last chunk was taken. A message that does not end with CRLF gets one, because DATA,
+    /// over which it may have to travel on, cannot carry it otherwise; nothing else is changed.
+    ///
+    /// # Panics
+    /// Under [`Framing::Dots`].
+    pub fn finish(&mut self, mut out: Option<&mut Vec<u8>>) {
+        assert_eq!(self.framing, Framing::Chunks, "DATA ends with its dot");
+        match self.place {
+            Place::Start => {}
+            Place::Inside => {
+                self.keep(b"\r\n", &mut out);
+                self.end_line();
+            }
+            Place::Cr | Place::Dot | Place::DotCr => self.bare(Place::Inside),
+        }
+    }
+
+    /// Runs over whole lines as long as nothing but a plain line follows a CRLF: the way of
+    /// nearly all octets.
+    fn inside(&mut self, input: &[u8], mut at: usize) -> usize {
+        loop {
+            let Some(octets) = memchr2(b'\r', b'\n', &input[at..]) else {
+                self.line_octets += input.len() - at;
+                return input.len();
+            };
+            self.line_octets += octets;
+            at += octets;
+            match input[at..] {
+                [b'\r', b'\n', next, ..] if next != b'.' => {
+                    self.end_line();
+                    self.place = Place::Inside;
+                    at += 2;
+                }
+                [b'\r', ..] => {
+                    self.place = Place::Cr;
+                    return at + 1;
+                }
+                _ => {
+                    self.bare(Place::Inside);
+                    return at + 1;
+                }
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        self.findings.line_octets_max = self.findings.line_octets_max.max(self.line_octets);
+        self.line_octets = 0;
+        self.place = Place::Start;
+    }
+
+    fn bare(&mut self, next: Place) {
+        self.findings.bare_line_end = true;
+        self.line_octets += 1;
+        self.place = next;
+    }
+
+    fn keep(&mut self, octets: &[u8], out: &mut Option<&mut Vec<u8>>) {
+        self.findings.octets += octets.len() as u64;
+        self.findings.eight_bit = self.findings.eight_bit || !octets.is_ascii();
+        if let Some(out) = out {
+            out.extend_from_slice(octets);
+        }
+    }
+}
+
+/// Appends `body` to `out` with a dot before each line that starts with one (RFC 5321 4.5.2).
+/// `body` may be a piece of a message: `at_line_start` says whether it begins a line, and the
+/// result is the same for the piece that follows. Every LF in it is the end of a CRLF, as in all
+/// messages that were taken in; the final `.` CRLF is the caller's.
+#[must_use = "the next piece needs to know whether it begins a line"]
+pub fn stuff_into(body: &[u8], at_line_start: bool, out: &mut Vec<u8>) -> bool {
+    let Some(last) = body.last() else { return at_line_start };
+    if at_line_start && body[0] == b'.' {
+        out.push(b'.');
+    }
+    let mut copied = 0;
+    for line_end in memmem::find_iter(body, b"\n.") {
+        out.extend_from_slice(&body[copied..=line_end]);
+        out.push(b'.');
+        copied = line_end + 1;
+    }
+    out.extend_from_slice(&body[copied..]);
+    *last == b'\n'
+}
+
+#[cfg(test)]
+mod tests;
