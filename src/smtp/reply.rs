@@ -110,6 +110,12 @@ impl ReplyParser {
         Ok(None)
     }
 
+    /// True between two replies: nothing of the next one has come.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.reply_octets == 0
+    }
+
     /// Checks a part of a line, which holds a line feed at most as its last octet, in the order
     /// of its octets: the first wrong one decides, however the line is split.
     fn check(&mut self, part: &[u8]) -> Result<(), Garbage> {

@@ -212,17 +212,19 @@ impl Flight {
     }
 
     /// Takes the reply to one of the transaction's commands; 421 goes to [`Self::refuse_open`].
+    /// `early`: a reply to the end of data that came before its time.
     pub(super) fn handle_reply(
         &mut self,
         mark: Mark,
         reply: Reply,
+        early: bool,
         binder: &mut Binder,
     ) -> Verdict {
         match mark {
             Mark::Mail => self.handle_mail_reply(reply),
             Mark::Rcpt(index) => self.handle_rcpt_reply(index, reply),
             Mark::Data => self.handle_data_reply(reply, binder),
-            Mark::EndOfData => self.handle_final_reply(reply),
+            Mark::EndOfData => self.handle_final_reply(reply, early),
             Mark::Greeting | Mark::Ehlo | Mark::Helo | Mark::Rset | Mark::Quit => {
                 unreachable!("{mark:?} is no command of a transaction")
             }
@@ -284,9 +286,8 @@ impl Flight {
         Verdict::Sound
     }
 
-    fn handle_final_reply(&mut self, reply: Reply) -> Verdict {
+    fn handle_final_reply(&mut self, reply: Reply, early: bool) -> Verdict {
         let stage = self.stage(Some(Mark::EndOfData));
-        let early = stage == Stage::Body;
         if is_intermediate(&reply) {
             return Verdict::Garbage("3yz reply to the end of data");
         }

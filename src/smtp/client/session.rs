@@ -82,6 +82,9 @@ struct Link {
     command: Option<(Vec<u8>, Mark)>,
     /// A write is out.
     writing: bool,
+    /// The reply that is coming in began before the final dot was handed out. Its first octet
+    /// decides: the rest of it may come later, and must not pass for an answer to the dot.
+    before_dot: bool,
     deadline: Option<Mono>,
     closing: Closing,
 }
@@ -103,6 +106,7 @@ impl Session {
             events: VecDeque::new(),
             command: None,
             writing: false,
+            before_dot: false,
             deadline: None,
             closing: Closing::No,
         };
@@ -121,6 +125,9 @@ impl Session {
             }
             if self.link.binder.is_empty() {
                 return self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
+            }
+            if self.parser.is_empty() {
+                self.link.before_dot = self.is_before_dot();
             }
             match self.parser.parse(&mut input) {
                 Ok(Some(reply)) => self.handle_reply(reply, now),
@@ -291,6 +298,21 @@ impl Session {
         }
     }
 
+    /// The body is on its way, and the final dot was not handed out.
+    fn is_before_dot(&self) -> bool {
+        match &self.state {
+            State::Ready(ready) => {
+                let mark = self.link.binder.next();
+                ready.flights.front().is_some_and(|flight| flight.stage(mark) == Stage::Body)
+            }
+            State::Greeting(_)
+            | State::Ehlo(_)
+            | State::Helo(_)
+            | State::EndOfFile(_)
+            | State::Closed => false,
+        }
+    }
+
     fn rearm(&mut self, now: Now) {
         match self.state {
             State::EndOfFile(_) | State::Closed => {}
@@ -384,16 +406,17 @@ impl Ready {
             return self.end(stage, ConnectionCause::Reply(reply), false, link);
         }
         // A refusal before the last octet was written is early too, although the dot was out.
-        let early = stage == Stage::Dot && link.writing && !reply.is_positive();
-        match flight.handle_reply(mark, reply, &mut link.binder) {
+        let early =
+            mark == Mark::EndOfData && (link.before_dot || link.writing && !reply.is_positive());
+        match flight.handle_reply(mark, reply, early, &mut link.binder) {
             Verdict::Garbage(what) => {
                 let failure =
                     ConnectionFailure { stage, cause: ConnectionCause::Garbage(what.into()) };
                 flight.break_off(&failure);
                 self.end(stage, failure.cause, false, link)
             }
-            Verdict::Sound if !early => self.go_on(link, now),
-            Verdict::Sound | Verdict::OutOfStep => {
+            Verdict::Sound => self.go_on(link, now),
+            Verdict::OutOfStep => {
                 self.finish_all(link);
                 link.events.push_back(Event::Retired);
                 link.close();
