@@ -172,7 +172,8 @@ impl Session {
         }
     }
 
-    /// Takes a transaction. Beyond [`Self::capacity`] it comes back untried.
+    /// Takes a transaction; its first bytes come with the next [`Self::poll_output`]. Beyond
+    /// [`Self::capacity`] it comes back untried.
     pub fn submit(&mut self, transaction: Transaction) {
         let flight = Flight::new(transaction);
         let room = self.capacity() > 0;
@@ -217,7 +218,8 @@ impl Session {
     }
 
     /// Ends the session in good order: what is under way is finished first, then QUIT, then
-    /// [`Output::Close`] once the peer has closed or did not in time.
+    /// [`Output::Close`] once the peer has closed or did not in time. Before the session is ready
+    /// there is no event: nothing failed.
     pub fn quit(&mut self, now: Now) {
         self.state = match mem::replace(&mut self.state, State::Closed) {
             State::Ready(ready) => ready.leave(&mut self.link, now),
