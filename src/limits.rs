@@ -69,6 +69,13 @@ pub const REPLY_LINES_MAX: usize = 128;
 /// Octets of one whole reply from a next hop.
 pub const REPLY_OCTETS_MAX: usize = 64 * 1024;
 
+/// Command octets of one write to a next hop, above which the next command waits for the next
+/// write: bounds what thousands of recipients put into one buffer.
+pub const COMMAND_GROUP_OCTETS: usize = 64 * 1024;
+
+/// How long the peer's end of file is awaited after QUIT, in milliseconds.
+pub const QUIT_WAIT_MS: u64 = 5_000;
+
 /// Largest message that any listener may be configured to take, in octets.
 pub const MESSAGE_OCTETS_MAX: u64 = 1 << 30;
 
