@@ -35,7 +35,7 @@ mod route {
 use mail::{Mono, ShardId};
 use route::cursor::Cursor;
 use route::host::{Host, Status};
-use route::permits::Permits;
+use route::permits::{Permit, Permits};
 
 fn model(check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -112,16 +112,20 @@ impl Shared {
     /// A shard that needs one connection: waits for its permit, uses it, gives it back.
     fn connect_once(&self, shard: ShardId, limit: u32) {
         use loom::sync::atomic::Ordering::Relaxed;
-        let grant = loop {
-            match self.permits.acquire(shard) {
-                Some(grant) => break grant,
-                None => self.bells[usize::from(shard.0)].sleep(),
-            }
-        };
-        self.ring(grant.ring);
+        let permit = self.wait_for_permit(shard);
         assert!(self.held.fetch_add(1, Relaxed) < limit, "more permits held than there are");
         self.held.fetch_sub(1, Relaxed);
-        self.ring(self.permits.release(grant.permit));
+        self.ring(self.permits.release(permit));
+    }
+
+    fn wait_for_permit(&self, shard: ShardId) -> Permit {
+        loop {
+            if let Some(grant) = self.permits.acquire(shard) {
+                self.ring(grant.ring);
+                return grant.permit;
+            }
+            self.bells[usize::from(shard.0)].sleep();
+        }
     }
 }
 
@@ -179,6 +183,31 @@ fn a_shard_that_is_rung_and_needs_nothing_passes_the_ring_on() {
         wants.join().unwrap();
         gives_up.join().unwrap();
         assert_eq!(shared.permits.taken(), 0);
+    });
+}
+
+/// Each of two shards holds its permit until the other has one too: no ring may be spent on a
+/// shard that no longer needs it.
+#[test]
+fn two_releases_serve_two_shards_at_once() {
+    model(|| {
+        let shared = Shared::new(2, 2);
+        let first = shared.permits.acquire(ShardId(0)).unwrap();
+        let second = shared.permits.acquire(ShardId(0)).unwrap();
+        let served = Arc::new([Bell::default(), Bell::default()]);
+        let start = |shard: u8| {
+            let (shared, served) = (Arc::clone(&shared), Arc::clone(&served));
+            thread::spawn(move || {
+                let grant = shared.wait_for_permit(ShardId(shard));
+                served[usize::from(shard)].ring();
+                served[usize::from(1 - shard)].sleep();
+                shared.ring(shared.permits.release(grant));
+            })
+        };
+        let threads = [start(0), start(1)];
+        shared.ring(shared.permits.release(first.permit));
+        shared.ring(shared.permits.release(second.permit));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
     });
 }
 
