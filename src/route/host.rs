@@ -1,7 +1,7 @@
 //! One host, `address:port`: its health and what was learned about it, shared by all shards.
 //!
 //! Owns: up, down until T, probing; the brief pass-over; the ceiling of connections; the usual
-//! reply time; recipients per transaction. Never: connecting, or judging what a reply means
+//! reply time; recipients per transaction; how it takes trains. Never: connecting, or judging what a reply means
 //! (`settle`): it is told that a connection failed or that a reply was good.
 //!
 //! States: *up* takes turns; *passed over* and *slow connect* take none for a moment; *down* takes
@@ -130,6 +130,9 @@ pub struct Host {
     usual_reply: AtomicU64,
     /// 0: unknown.
     recipients_max: AtomicU32,
+    /// 0: unknown.
+    train_window: AtomicU32,
+    plain_until_ms: AtomicU64,
     used_ms: AtomicU64,
 }
 
@@ -151,6 +154,8 @@ impl Host {
             claims: [AtomicU64::new(0), AtomicU64::new(0)],
             usual_reply: AtomicU64::new(0),
             recipients_max: AtomicU32::new(0),
+            train_window: AtomicU32::new(0),
+            plain_until_ms: AtomicU64::new(0),
             used_ms: AtomicU64::new(now.0),
         }
     }
@@ -329,6 +334,29 @@ impl Host {
         }
     }
 
+    /// Remembers how many transactions the host answered well in one train.
+    pub fn remember_train_window(&self, transactions: u32) {
+        self.train_window.store(transactions, Relaxed);
+    }
+
+    /// The train window to begin with; 0: none was learned.
+    #[must_use]
+    pub fn train_window(&self) -> u32 {
+        self.train_window.load(Relaxed)
+    }
+
+    /// For `ms` milliseconds the host gets one transaction at a time: its replies in a train could
+    /// not be told apart.
+    pub fn speak_plainly(&self, now: Mono, ms: u64) {
+        self.plain_until_ms.fetch_max(now.0.saturating_add(ms), Relaxed);
+    }
+
+    /// True while [`Self::speak_plainly`] holds.
+    #[must_use]
+    pub fn is_spoken_to_plainly(&self, now: Mono) -> bool {
+        self.plain_until_ms.load(Relaxed) > now.0
+    }
+
     /// The permits for connections to this host. Their limit is kept by [`Self::claim`] and
     /// [`Self::refresh_limit`].
     #[must_use]
@@ -400,7 +428,7 @@ impl Host {
     }
 
     /// Forgets what was learned if nobody used the host for [`FORGET_MS`] and it has no session.
-    /// True when forgotten.
+    /// True when nothing is left to remember: how plainly it must be spoken to has its own end.
     pub fn forget_if_unused(&self, now: Mono) -> bool {
         let unused = now.since_ms(self.last_used()) >= FORGET_MS && self.sessions() == 0;
         if unused {
@@ -410,8 +438,9 @@ impl Host {
             }
             self.usual_reply.store(0, Relaxed);
             self.recipients_max.store(0, Relaxed);
+            self.train_window.store(0, Relaxed);
         }
-        unused
+        unused && !self.is_spoken_to_plainly(now)
     }
 
     fn lower_ceiling(&self, now: Mono) -> u32 {

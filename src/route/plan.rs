@@ -102,7 +102,8 @@ pub enum Choice<'a> {
     /// This host has the turn and its lane is full: stay bound to it and enter when there is room.
     Wait(Pick<'a>),
     /// No host is left but this one, down, whose time is over: one shard may probe it
-    /// ([`Host::try_probe`]) with or without this delivery.
+    /// ([`Host::try_probe`]) with or without this delivery. When another shard has the lease,
+    /// treat it as [`Choice::AllDown`], or as [`Choice::Exhausted`] if something was tried.
     Probe(Pick<'a>),
     /// Every host left untried is down. Nothing was tried: this was no attempt.
     AllDown {
@@ -214,6 +215,15 @@ impl Plan {
     pub fn probes_due(&self, now: Mono) -> impl Iterator<Item = Pick<'_>> {
         let due = move |pick: &Pick<'_>| pick.host.status(now) == Status::ProbeDue;
         self.picks(0..self.hosts.len()).filter(due)
+    }
+
+    /// True when a host that is not in `tried` is up: what tells whether the deliveries in the lane
+    /// of a slow or silent host should take new turns.
+    #[must_use]
+    pub fn has_up(&self, now: Mono, tried: &HostSet) -> bool {
+        let up =
+            |pick: Pick<'_>| !tried.contains(pick.index) && pick.host.status(now) == Status::Up;
+        self.picks(0..self.hosts.len()).any(up)
     }
 
     /// True when no host may be used: each is down, waits for its probe, or is being probed.

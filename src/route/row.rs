@@ -54,7 +54,7 @@ impl std::error::Error for RowError {}
 pub fn parse_row(line: &str) -> Result<Option<Row>, RowError> {
     let mut words = Words { line, at: 0 };
     let Some((start, word)) = words.next_word() else { return Ok(None) };
-    let pattern = parse_pattern(word).map_err(|what| words.error(start, what))?;
+    let pattern = Pattern::parse(word).map_err(|what| words.error(start, what))?;
     let targets_at = words.skip_blanks();
     let mut targets = Vec::new();
     let mut auth = None;
@@ -85,6 +85,35 @@ pub fn parse_row(line: &str) -> Result<Option<Row>, RowError> {
         return Err(words.error(targets_at, "/dev/null takes no auth=PROFILE".into()));
     }
     Ok(Some(Row { pattern, target, auth, line: 0 }))
+}
+
+impl Pattern {
+    /// Parses a receiving domain as it stands at the start of a row.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what is allowed.
+    pub fn parse(word: &str) -> Result<Self, String> {
+        if word.eq_ignore_ascii_case("ALL") {
+            return Ok(Self::Default);
+        }
+        let refused = || {
+            format!(
+                "bad receiving domain {}; allowed: example.com, .example.com, ALL, [192.0.2.1]",
+                quoted(word)
+            )
+        };
+        if let Some(inner) = word.strip_prefix('[') {
+            let ip = inner.strip_suffix(']').and_then(|ip| ip.parse::<IpAddr>().ok());
+            let literal = ip.map(Domain::from_ip).or_else(|| Domain::parse(word.as_bytes()).ok());
+            return literal.map(Self::Literal).ok_or_else(refused);
+        }
+        let (below, name) = match word.strip_prefix('.') {
+            Some(name) => (true, name),
+            None => (false, word),
+        };
+        let domain = parse_name(name).ok_or_else(refused)?;
+        Ok(if below { Self::Below(domain) } else { Self::Exact(domain) })
+    }
 }
 
 /// A destination as it stands in the line.
@@ -133,29 +162,6 @@ impl<'a> Words<'a> {
 
 fn is_blank(c: char) -> bool {
     matches!(c, ' ' | '\t' | '\r' | '\n')
-}
-
-fn parse_pattern(word: &str) -> Result<Pattern, String> {
-    if word.eq_ignore_ascii_case("ALL") {
-        return Ok(Pattern::Default);
-    }
-    let refused = || {
-        format!(
-            "bad receiving domain {}; allowed: example.com, .example.com, ALL, [192.0.2.1]",
-            quoted(word)
-        )
-    };
-    if let Some(inner) = word.strip_prefix('[') {
-        let ip = inner.strip_suffix(']').and_then(|ip| ip.parse::<IpAddr>().ok());
-        let literal = ip.map(Domain::from_ip).or_else(|| Domain::parse(word.as_bytes()).ok());
-        return literal.map(Pattern::Literal).ok_or_else(refused);
-    }
-    let (below, name) = match word.strip_prefix('.') {
-        Some(name) => (true, name),
-        None => (false, word),
-    };
-    let domain = parse_name(name).ok_or_else(refused)?;
-    Ok(if below { Pattern::Below(domain) } else { Pattern::Exact(domain) })
 }
 
 fn parse_profile(name: &str) -> Result<Arc<str>, String> {

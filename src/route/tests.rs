@@ -191,8 +191,11 @@ fn a_slow_connect_is_skipped_only_while_another_host_is_up() {
     let registry = Registry::new(1);
     let plan = plan(&registry, &[0, 10]);
     plan.hosts()[0].slow_connect_began();
+    assert!(plan.has_up(Mono(0), &set(&[])));
     assert_eq!(turn(&plan, 0, &[]), Some(1));
+    assert_eq!(turn(&plan, 0, &[1]), Some(0));
     failed(&plan, 1, 0);
+    assert!(!plan.has_up(Mono(0), &set(&[])));
     assert_eq!(turn(&plan, 0, &[]), Some(0));
     plan.hosts()[0].slow_connect_ended();
     assert_eq!(plan.hosts()[0].status(Mono(0)), Status::Up);
@@ -341,16 +344,23 @@ fn what_was_learned_is_forgotten_after_an_hour_without_use() {
     let registry = Registry::new(1);
     let held = registry.host(address(1), Mono(0));
     drop(registry.host(address(2), Mono(0)));
+    registry.host(address(3), Mono(0)).speak_plainly(Mono(0), 2 * FORGET_MS);
     held.connection_failed(Mono(0));
     held.remember_recipients_max(7);
     assert_eq!([held.recipients_max(100), held.recipients_max(5)], [7, 5]);
+    held.remember_train_window(8);
+    held.speak_plainly(Mono(0), 24 * FORGET_MS);
     registry.sweep(Mono(FORGET_MS - 1));
-    assert_eq!(registry.hosts().len(), 2);
+    assert_eq!(registry.hosts().len(), 3);
     assert_ne!(held.status(Mono(0)), Status::Up);
     registry.sweep(Mono(FORGET_MS));
     assert_eq!(held.status(Mono(0)), Status::Up);
-    assert_eq!(held.recipients_max(100), 100);
+    assert_eq!((held.recipients_max(100), held.train_window()), (100, 0));
+    assert!(held.is_spoken_to_plainly(Mono(FORGET_MS)), "a day, used or not");
+    assert!(!held.is_spoken_to_plainly(Mono(24 * FORGET_MS)));
     assert!(Arc::ptr_eq(&held, &registry.host(address(1), Mono(FORGET_MS))));
+    assert_eq!(registry.hosts().len(), 2);
+    registry.sweep(Mono(2 * FORGET_MS));
     assert_eq!(registry.hosts().len(), 1);
 }
 
