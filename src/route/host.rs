@@ -16,6 +16,7 @@
 //!
 //! Limits: back-off 1 s doubling to 5 min; times to 2^56 ms.
 
+use std::cmp::Ordering;
 use std::net::SocketAddr;
 
 use super::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -382,11 +383,13 @@ impl Host {
     /// waiting lanes, and ring whom it names.
     pub fn refresh_limit(&self, now: Mono) -> Waiters {
         let limit = self.connections_max(now);
-        if limit == self.permits.limit() {
-            Waiters::default()
-        } else {
-            self.permits.set_limit(limit)
+        match limit.cmp(&self.permits.limit()) {
+            Ordering::Greater => return self.permits.set_limit(limit),
+            // Nobody finds more room than before: those who wait sleep on.
+            Ordering::Less => self.permits.lower_limit(limit),
+            Ordering::Equal => {}
         }
+        Waiters::default()
     }
 
     /// Most connections at `now`: the largest claim, or the ceiling where that is lower.
@@ -448,10 +451,7 @@ impl Host {
         let lowered = self.ceiling(now).map_or(alive, |ceiling| ceiling.min(alive)).max(1);
         let set_s = u32::try_from(now.0 / 1000).unwrap_or(u32::MAX);
         self.ceiling.store((u64::from(lowered) << 32) | u64::from(set_s), Relaxed);
-        // A lower limit gives nobody room: those it would ring look again when a permit returns.
-        if lowered < self.permits.limit() {
-            self.permits.lower_limit(lowered);
-        }
+        self.permits.lower_limit(lowered);
         lowered
     }
 }

@@ -20,6 +20,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+
 use super::host::{Host, Status};
 use super::registry::{Group, GroupKey, Registry};
 use crate::limits;
@@ -148,7 +150,8 @@ struct PlanGroup {
 impl Plan {
     /// The plan for the hosts of a row ([`super::Row::addresses`]) or of an MX set. `pattern`
     /// names the cursor: the text of the row's receiving domain, or the domain whose MX they are.
-    /// At most `tries_max` hosts are tried in one attempt: 5 for MX, `usize::MAX` for a route.
+    /// An address that comes twice counts once, with its lower priority number. At most `tries_max`
+    /// hosts are tried in one attempt: 5 for MX, `usize::MAX` for a route.
     #[must_use]
     pub fn new(
         registry: &Registry,
@@ -160,6 +163,9 @@ impl Plan {
         let mut sorted = addresses.to_vec();
         // Stable: hosts of one priority keep the order of the row.
         sorted.sort_by_key(|(_, priority)| *priority);
+        // Two names of an MX set may share an address, which is still one host.
+        let mut seen = HashSet::with_capacity(sorted.len());
+        sorted.retain(|(address, _)| seen.insert(*address));
         sorted.truncate(limits::ROUTE_HOSTS_MAX);
         let hosts = sorted.iter().map(|(address, _)| registry.host(*address, now)).collect();
         let mut groups = Vec::new();

@@ -136,6 +136,15 @@ fn no_more_hosts_are_tried_than_an_attempt_allows() {
 }
 
 #[test]
+fn an_address_that_comes_twice_is_one_host() {
+    let twice = [(address(1), 20), (address(2), 10), (address(1), 10), (address(1), 10)];
+    let plan = Plan::new(&Registry::new(1), "mx", &twice, 5, Mono(0));
+    let hosts: Vec<_> = plan.hosts().iter().map(|host| host.address()).collect();
+    assert_eq!(hosts, [address(2), address(1)]);
+    assert_eq!([plan.priority(0), plan.priority(1)], [10, 10]);
+}
+
+#[test]
 fn a_full_lane_passes_its_turn_only_to_an_empty_one_of_its_priority() {
     use LaneFill::{Empty, Full, Room};
     let registry = Registry::new(1);
