@@ -1,8 +1,8 @@
 //! One host, `address:port`: its health and what was learned about it, shared by all shards.
 //!
 //! Owns: up, down until T, probing; the brief pass-over; the ceiling of connections; the usual
-//! reply time; recipients per transaction; how it takes trains. Never: connecting, or judging what a reply means
-//! (`settle`): it is told that a connection failed or that a reply was good.
+//! reply time; recipients per transaction; how it takes trains. Never: connecting, or judging what
+//! a reply means (`settle`): it is told that a connection failed or that a reply was good.
 //!
 //! States: *up* takes turns; *passed over* and *slow connect* take none for a moment; *down* takes
 //! none until its time is over; then *probe due*, and exactly one shard gets the *probing* lease.

@@ -27,7 +27,7 @@ mod tests;
 pub use cursor::Cursor;
 pub use host::{Host, Probe, Status, Verdict};
 pub use permits::{Grant, Permit, Permits, Waiters};
-pub use plan::{Choice, HostSet, LaneFill, Pick, Plan, Turns};
+pub use plan::{Choice, Forecast, HostSet, LaneFill, Pick, Plan, Turns};
 pub use registry::{Group, GroupKey, Registry};
 pub use row::{RowError, parse_row};
 pub use table::{Duplicate, HostAddress, HostSpec, Pattern, Row, Table, Target};

@@ -377,8 +377,8 @@ mod tests {
             ),
             (".example.com\tUSEDNS", ".example.com USEDNS"),
             (
-                "partner.example mx1.partner.example/pri=5, [2001:db8::25]:2525/pri=5   auth=partner",
-                "partner.example mx1.partner.example/pri=5, [2001:db8::25]:2525/pri=5 auth=partner",
+                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5   auth=partner",
+                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5 auth=partner",
             ),
             ("old.example /dev/null # gone", "old.example /dev/null"),
             ("ALL             [relay.example.net]:587", "ALL [relay.example.net]:587"),
@@ -463,9 +463,10 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
         #[test]
         fn no_line_panics_and_what_parses_prints_and_parses_again(
-            line in "[a-c.:/\\[\\]0-9, #=\u{fc}\u{202e}]{0,12}( (192.0.2.1|::1|USEDNS|m.x)(:2)?(/pri=3)?)?",
+            noise in "[a-c.:/\\[\\]0-9, #=\u{fc}\u{202e}]{0,12}",
+            destination in "( (192.0.2.1|::1|USEDNS|m.x)(:2)?(/pri=3)?)?",
         ) {
-            match parse_row(&line) {
+            match parse_row(&format!("{noise}{destination}")) {
                 Ok(Some(row)) => prop_assert_eq!(parse_row(&row.to_string()), Ok(Some(row))),
                 Ok(None) => {}
                 Err(error) => {
