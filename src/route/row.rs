@@ -377,8 +377,8 @@ mod tests {
             ),
             (".example.com\tUSEDNS", ".example.com USEDNS"),
             (
-                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5   auth=partner",
-                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5 auth=partner",
+                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5  auth=p",
+                "partner.example mx.partner.example/pri=5, [2001:db8::25]:2525/pri=5 auth=p",
             ),
             ("old.example /dev/null # gone", "old.example /dev/null"),
             ("ALL             [relay.example.net]:587", "ALL [relay.example.net]:587"),
