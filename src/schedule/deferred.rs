@@ -344,10 +344,12 @@ mod tests {
             let mut now = 0;
             for step in steps {
                 match step {
-                    Step::Insert(h, ahead) => if !model.contains_key(&h) {
-                        wheel.insert(Mono(now + ahead), Handle(h));
-                        model.insert(h, now + ahead);
-                    },
+                    Step::Insert(h, ahead) => {
+                        model.entry(h).or_insert_with(|| {
+                            wheel.insert(Mono(now + ahead), Handle(h));
+                            now + ahead
+                        });
+                    }
                     Step::Remove(h) => {
                         prop_assert_eq!(wheel.remove(Handle(h)), model.remove(&h).is_some());
                     }

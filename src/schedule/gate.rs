@@ -56,11 +56,10 @@ pub struct Gate {
     refused: [AtomicU64; ROUTE_HOSTS_MAX / 64],
     /// Hosts of the destination when one last refused.
     hosts: AtomicU32,
-    all_hosts_down: AtomicBool,
     initial_retry_ms: AtomicU64,
     /// When the last wake-up began or will begin, in milliseconds of [`Mono`].
     wake_start_ms: AtomicU64,
-    /// The running wake-up as [`Window`]; 0: none.
+    /// The last wake-up as [`Window`]; 0: none yet.
     window: AtomicU64,
     /// A delivery succeeded in the present window.
     succeeded: AtomicBool,
@@ -68,28 +67,40 @@ pub struct Gate {
     wakes: Arc<AtomicU64>,
 }
 
-/// One second of a wake-up.
+/// One second of a wake-up, in one word: epoch 10 bits, second 12, taken 21, quota 21.
 #[derive(Clone, Copy)]
 struct Window {
-    second: u32,
+    /// The step up that it belongs to: a window of an earlier one means nothing.
+    epoch: u64,
+    second: u64,
     taken: u32,
     quota: u32,
 }
 
+const SECONDS: u64 = 1 << 12;
+const EPOCHS: u64 = 1 << 10;
+const COUNT_BITS: u32 = 21;
+
+/// A quota below the free one may be doubled once and still has room.
+const _: () = assert!(2 * QUOTA_FREE <= 1 << COUNT_BITS);
+
 impl Window {
     fn pack(self) -> u64 {
-        u64::from(self.second.min(0xf_ffff)) << 44
-            | u64::from(self.taken) << 22
-            | u64::from(self.quota)
+        let times = ((self.epoch / 2 % EPOCHS) << 12) | (self.second % SECONDS);
+        (times << (2 * COUNT_BITS)) | (u64::from(self.taken) << COUNT_BITS) | u64::from(self.quota)
     }
 
-    fn unpack(word: u64) -> Self {
-        let field = |shift: u32, bits: u32| u32::try_from(word >> shift & ((1 << bits) - 1));
-        Self {
-            second: field(44, 20).unwrap_or(0),
-            taken: field(22, 22).unwrap_or(0),
-            quota: field(0, 22).unwrap_or(0),
-        }
+    /// `None` when the word belongs to another step up than `epoch`.
+    fn unpack(word: u64, epoch: u64) -> Option<Self> {
+        let count = |shift: u32| u32::try_from((word >> shift) & ((1 << COUNT_BITS) - 1)).ok();
+        let times = word >> (2 * COUNT_BITS);
+        let quota = count(0).filter(|quota| *quota != 0)?;
+        (times >> 12 == epoch / 2 % EPOCHS).then_some(Self {
+            epoch,
+            second: times % SECONDS,
+            taken: count(COUNT_BITS)?,
+            quota,
+        })
     }
 }
 
@@ -101,7 +112,6 @@ impl Gate {
             epoch: AtomicU64::new(0),
             refused: std::array::from_fn(|_| AtomicU64::new(0)),
             hosts: AtomicU32::new(0),
-            all_hosts_down: AtomicBool::new(false),
             initial_retry_ms: AtomicU64::new(millis(initial_retry)),
             wake_start_ms: AtomicU64::new(NEVER),
             window: AtomicU64::new(0),
@@ -119,13 +129,13 @@ impl Gate {
     /// Is the destination down?
     #[must_use]
     pub fn is_down(&self) -> bool {
-        self.epoch() % 2 == 1
+        !is_up(self.epoch())
     }
 
     /// Is mail being woken, or about to be?
     #[must_use]
     pub fn is_waking(&self) -> bool {
-        !self.is_down() && self.window.load(Acquire) != 0
+        self.present_window().is_some()
     }
 
     /// A host accepted a message of this destination.
@@ -134,10 +144,9 @@ impl Gate {
             for word in &self.refused {
                 word.store(0, Release);
             }
-            self.all_hosts_down.store(false, Release);
             self.step_up(now);
         }
-        if self.window.load(Acquire) != 0 && !self.succeeded.load(Acquire) {
+        if !self.succeeded.load(Acquire) && self.is_waking() {
             self.succeeded.store(true, Release);
         }
     }
@@ -158,18 +167,14 @@ impl Gate {
 
     /// Every host of the destination is down.
     pub fn hosts_down(&self) {
-        self.all_hosts_down.store(true, Release);
         self.step_down();
     }
 
     /// A host of the destination is up (again). Brings the destination up, unless every host
     /// refuses.
     pub fn host_up(&self, now: Mono) {
-        if self.is_down() {
-            self.all_hosts_down.store(false, Release);
-            if !self.refused_by_all() {
-                self.step_up(now);
-            }
+        if self.is_down() && !self.refused_by_all() {
+            self.step_up(now);
         }
     }
 
@@ -183,21 +188,19 @@ impl Gate {
 
     /// How many of `want` deliveries the caller may wake now; they count as woken.
     pub fn take(&self, now: Mono, want: u32) -> u32 {
-        loop {
-            let word = self.window.load(Acquire);
+        while let Some((word, mut window)) = self.present_window() {
             let start_ms = self.wake_start_ms.load(Acquire);
-            if word == 0 || self.is_down() || now.0 < start_ms {
+            if now.0 < start_ms {
                 return 0;
             }
-            let mut window = Window::unpack(word);
             if window.quota >= QUOTA_FREE {
                 return want;
             }
-            let second = u32::try_from((now.0 - start_ms) / WINDOW_MS).unwrap_or(0xf_ffff);
-            let is_new = second.min(0xf_ffff) > window.second;
+            let second = (now.0 - start_ms) / WINDOW_MS % SECONDS;
+            let is_new = second != window.second;
             if is_new {
                 let doubled = u32::from(self.succeeded.load(Acquire));
-                window = Window { second, taken: 0, quota: window.quota << doubled };
+                window = Window { second, taken: 0, quota: window.quota << doubled, ..window };
             }
             let granted = want.min(window.quota.saturating_sub(window.taken));
             window.taken += granted;
@@ -208,6 +211,15 @@ impl Gate {
                 return granted;
             }
         }
+        0
+    }
+
+    /// The running wake-up, unless the destination is down.
+    fn present_window(&self) -> Option<(u64, Window)> {
+        let word = self.window.load(Acquire);
+        let epoch = self.epoch();
+        let window = Window::unpack(word, epoch)?;
+        is_up(epoch).then_some((word, window))
     }
 
     fn refusals(&self) -> u32 {
@@ -219,25 +231,27 @@ impl Gate {
         hosts != 0 && self.refusals() >= hosts
     }
 
-    fn step_down(&self) {
+    /// Who loses the exchange saw another thread make the same step.
+    fn step(&self, from_up: bool) -> Option<u64> {
         let epoch = self.epoch();
-        if epoch % 2 == 0 && self.epoch.compare_exchange(epoch, epoch + 1, AcqRel, Acquire).is_ok()
-        {
-            self.window.store(0, Release);
-        }
+        let is_mine = is_up(epoch) == from_up
+            && self.epoch.compare_exchange(epoch, epoch + 1, AcqRel, Acquire).is_ok();
+        is_mine.then_some(epoch + 1)
+    }
+
+    fn step_down(&self) {
+        self.step(true);
     }
 
     fn step_up(&self, now: Mono) {
-        let epoch = self.epoch();
-        if epoch % 2 == 1 && self.epoch.compare_exchange(epoch, epoch + 1, AcqRel, Acquire).is_ok()
-        {
-            self.begin_wake(now);
+        if let Some(epoch) = self.step(false) {
+            self.begin_wake(epoch, now);
         }
     }
 
     /// Too soon after the last wake-up, the next one waits for its time; it does not begin if
     /// the destination goes down before.
-    fn begin_wake(&self, now: Mono) {
+    fn begin_wake(&self, epoch: u64, now: Mono) {
         let last_ms = self.wake_start_ms.load(Acquire);
         let start_ms = match last_ms {
             NEVER => now.0,
@@ -246,10 +260,14 @@ impl Gate {
         };
         self.wake_start_ms.store(start_ms, Release);
         self.succeeded.store(false, Release);
-        let first = Window { second: 0, taken: 0, quota: WAKE_FIRST_SECOND };
+        let first = Window { epoch, second: 0, taken: 0, quota: WAKE_FIRST_SECOND };
         self.window.store(first.pack(), Release);
         self.wakes.fetch_add(1, AcqRel);
     }
+}
+
+fn is_up(epoch: u64) -> bool {
+    epoch.is_multiple_of(2)
 }
 
 /// All gates, by receiving domain. A lock is taken only when a shard meets a destination that it

@@ -172,7 +172,7 @@ fn status_part(out: &mut String, input: &Input, told: &[&Failed]) {
         if let Some((kind, xtext)) =
             failed.recipient.orcpt.as_ref().and_then(|orcpt| orcpt.split_once(';'))
         {
-            let address = ascii_bytes(&decode_xtext(xtext), 1_000);
+            let address = ascii_bytes(&decode_xtext(xtext), 500);
             field(out, "Original-Recipient", &format!("{}; {address}", ascii(kind, 50)));
         }
         field(out, "Final-Recipient", &final_recipient(&failed.recipient.address));
@@ -306,9 +306,11 @@ fn diagnostic_octets_max(recipients: usize) -> usize {
 
 /// What was said, on one line of ASCII: `550 5.1.1 no such user`.
 fn diagnostic(failure: &Failure, octets_max: usize) -> String {
-    let Some(reply) = &failure.reply else { return ascii(&failure.detail, octets_max) };
-    let mut text = reply.code.to_string();
-    for said in &reply.lines {
+    let mut text = match &failure.reply {
+        Some(reply) => reply.code.to_string(),
+        None => ascii(&failure.detail, octets_max),
+    };
+    for said in failure.reply.iter().flat_map(|reply| &reply.lines) {
         let room = octets_max.saturating_sub(text.len() + 1);
         if room == 0 {
             break;
@@ -316,7 +318,8 @@ fn diagnostic(failure: &Failure, octets_max: usize) -> String {
         text.push(' ');
         text.push_str(&ascii_bytes(said, room));
     }
-    text
+    // A line of nothing but blanks could not be folded.
+    text.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// RFC 3461 4: `+` and two hexadecimal digits stand for an octet.

@@ -220,6 +220,19 @@ fn a_peer_cannot_write_into_the_report() {
 }
 
 #[test]
+fn blanks_and_long_words_make_no_long_line() {
+    let mut case = Case::new(&["a@b.example"]);
+    case.failures[0].0 = failure(550, &[[b' '; 3_000], [b'x'; 3_000]].concat());
+    case.envelope.envid = Some("+20".repeat(2_000).into());
+    case.envelope.recipients[0].orcpt = Some(format!("rfc822;{}", "+20x".repeat(900)).into());
+    let recipients = case.parts().recipients();
+    case.failures[0].0 = failure(550, &[b'x'; 3_000]);
+    let words = value(&case.parts().recipients()[0], "Diagnostic-Code");
+    assert_eq!(words.matches('x').count(), 2_000 - "550 ".len());
+    assert_eq!(value(&recipients[0], "Diagnostic-Code"), "smtp; 550");
+}
+
+#[test]
 fn the_original_is_returned_as_far_as_it_is_plain_and_small() {
     let kind_of = |case: &Case| {
         let parsed = case.parts();
