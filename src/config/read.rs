@@ -71,6 +71,8 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
     let bounce_profiles = bounce_profiles(&mut top);
     let tuning = tuning_profile(place, &mut top);
     let routes = smtproutes::configured(place, &mut top);
+    let listeners = listeners(&mut top, &hostname, &bounce_profiles);
+    let admin = admin(place, top.section("admin"), &queue.spool, &listeners);
     top.get("commit", choice(&[("sync", ())], &["deliver-or-sync"]));
     top.later("user");
     top.later("group");
@@ -91,10 +93,10 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
             .get("shutdown_final_reply", duration(Duration::ZERO..=seconds(3600)))
             .unwrap_or(seconds(60)),
         postmaster: top.get("postmaster", optional_mailbox).flatten(),
-        listeners: listeners(&mut top, &hostname, &bounce_profiles),
+        listeners,
         log: log(place, top.section("log")),
         dns: dns(top.section("dns")),
-        admin: admin(place, top.section("admin"), &queue.spool),
+        admin,
         destinations: destinations(&mut top, &bounce_profiles),
         timeouts: timeouts(top.section("timeouts")),
         routes_file: routes.0,
@@ -300,14 +302,20 @@ fn dns(mut section: Section<'_>) -> DnsSettings {
     }
 }
 
-fn admin(place: &Place<'_>, mut section: Section<'_>, spool: &Path) -> AdminSettings {
-    let token_file = section.get("token_file", text).map(|file| place.base.join(file));
-    AdminSettings {
-        address: section
-            .get("address", socket_address)
-            .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 8025))),
-        token_file: token_file.unwrap_or_else(|| spool.join("admin.token")),
+fn admin(
+    place: &Place<'_>,
+    mut section: Section<'_>,
+    spool: &Path,
+    listeners: &[ListenerSettings],
+) -> AdminSettings {
+    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8025));
+    let address = section.get("address", socket_address).unwrap_or(default);
+    if listeners.iter().any(|listener| listener.address == address) {
+        let what = refuse(format_args!("{address} is taken by a listener"), "one of its own");
+        section.refuse_key("address", &what);
     }
+    let token_file = section.get("token_file", text).map(|file| place.base.join(file));
+    AdminSettings { address, token_file: token_file.unwrap_or_else(|| spool.join("admin.token")) }
 }
 
 /// Bounce profiles by name.

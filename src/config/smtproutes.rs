@@ -59,8 +59,8 @@ fn table(report: &Report, source: &Source) -> Table {
             Err((column, what)) => report.add(source.problem_in_line(index + 1, column, what)),
         }
     }
-    let places: Vec<(u32, String)> =
-        rows.iter().map(|row| (row.line, row.pattern.to_string())).collect();
+    let places: Vec<(u32, Pattern)> =
+        rows.iter().map(|row| (row.line, row.pattern.clone())).collect();
     Table::build(rows).unwrap_or_else(|duplicates| {
         for duplicate in duplicates {
             let (line, pattern) = &places[duplicate.row];
@@ -80,9 +80,8 @@ fn supported_row(line: &str) -> Result<Option<Row>, (usize, String)> {
         return Ok(None);
     };
     let column_of_word = |number: usize| {
-        let word = words(line).nth(number).unwrap_or_default();
-        let octet = word.as_ptr().addr().saturating_sub(line.as_ptr().addr());
-        line.get(..octet).map_or(1, |before| before.chars().count() + 1)
+        let octet = words(line).nth(number).map_or(0, |(octet, _)| octet);
+        line[..octet].chars().count() + 1
     };
     let no_names = "host names are not supported yet: use an address";
     let hosts = match &row.target {
@@ -104,10 +103,16 @@ fn supported_row(line: &str) -> Result<Option<Row>, (usize, String)> {
     Ok(Some(row))
 }
 
-/// The words of a line before its comment.
-fn words(line: &str) -> impl Iterator<Item = &str> {
+/// The words of a line before its comment, each with the octet where it begins.
+fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
     let route = &line[..comment_start(line).unwrap_or(line.len())];
-    route.split([' ', '\t', '\r', ',']).filter(|word| !word.is_empty())
+    let mut next = 0;
+    let pieces = route.split([' ', '\t', '\r', ',']).map(move |word| {
+        let octet = next;
+        next += word.len() + 1;
+        (octet, word)
+    });
+    pieces.filter(|(_, word)| !word.is_empty())
 }
 
 /// Where the comment of a line begins: a `#` at the start of a word.
@@ -235,7 +240,7 @@ impl RoutesFile {
 
     fn line_named(&self, receiving_domain: &str) -> Result<usize, String> {
         let refused = || refuse(quote(receiving_domain), "the receiving domain of a route");
-        let one_word = words(receiving_domain).eq([receiving_domain]);
+        let one_word = words(receiving_domain).eq([(0, receiving_domain)]);
         let row = one_word.then(|| parse_row(&format!("{receiving_domain} /dev/null")));
         let row = row.and_then(Result::ok).flatten().ok_or_else(refused)?;
         self.line_of(&row.pattern).ok_or_else(|| format!("there is no route for {}", row.pattern))

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::limits;
 use crate::mail::Domain;
@@ -261,6 +263,7 @@ fn bad_values_of_every_kind() {
         ("[[listener]]\nrelay_from = \"x\"", "allowed: an array of nets such as"),
         ("[[listener]]\nbounce_profile = \"defualt\"", "(did you mean default?), allowed: default"),
         ("[[listener]]\n[[listener]]", "127.0.0.1:2525 is taken by a listener above"),
+        ("[[listener]]\naddress = \"127.0.0.1:8025\"", "8025 is taken by a listener, allowed: one"),
         ("[destination.\"a b\"]", "\"a b\" is no domain"),
         ("[destination.\"A.x\"]\n[destination.\"a.x\"]", "a.x has two sections"),
         ("[bounce_profile.x]\ninitial_retry = \"2h\"", "longer than max_retry"),
@@ -355,4 +358,47 @@ fn a_reload_takes_what_it_may_and_names_the_rest() {
     assert_eq!(store.replace(next), 2);
     assert_eq!((before.epoch, store.load().epoch), (1, 2));
     assert_eq!(before.destinations.default.connections_max, 500);
+}
+
+#[test]
+fn nesting_without_end_is_an_error_not_a_crash() {
+    for piece in ["[", "{a=", "a.", "[["] {
+        let deep = format!("spool = {}", piece.repeat(20_000));
+        assert!(load_str(&deep).is_err());
+        assert!(load_str(&piece.repeat(20_000)).is_err());
+    }
+    assert!(load_str(&format!("{}a = 1", "a.".repeat(20_000))).is_err());
+}
+
+proptest! {
+    /// Lines of the reference, cut, repeated, mixed and mistyped, never panic, and every problem
+    /// stands within the file.
+    #[test]
+    fn any_text_loads_or_tells_why(
+        picks in prop::collection::vec((0_usize..200, 0_usize..60, ".{0,6}"), 0..12)
+    ) {
+        let lines: Vec<&str> = default_toml().lines().collect();
+        let mut text = String::new();
+        for (line, at, foreign) in &picks {
+            let line = lines[line % lines.len()];
+            let at = (0..=*at.min(&line.len())).rev().find(|at| line.is_char_boundary(*at));
+            let (before, after) = line.split_at(at.unwrap_or(0));
+            text.push_str(&format!("{before}{foreign}{after}\n"));
+        }
+        let count = text.split('\n').count();
+        if let Err(problems) = load_str(&text) {
+            prop_assert!(!problems.is_empty());
+            for problem in problems.iter().filter(|p| p.file == Path::new("r.toml")) {
+                prop_assert!((1..=count).contains(&problem.line) && problem.column >= 1);
+                prop_assert!(!problem.what.contains('\n'), "{}", problem.what);
+            }
+        }
+    }
+
+    #[test]
+    fn any_profile_parses_or_tells_why(text in "([-#; ]?[a-z./=]{0,12}[ =]{0,3}.{0,8}\n?){0,6}") {
+        if let Err(problems) = tuning::parse(Path::new("t.conf"), text) {
+            prop_assert!(problems.iter().all(|p| p.line >= 1 && p.column >= 1));
+        }
+    }
 }

@@ -338,13 +338,13 @@ mod tests {
 
     #[test]
     fn all_errors_with_their_places() {
-        let text = "net.core.somaxconn\n  ringpost.hot_body_octet = 1\n\
+        let text = "net.core.somaxconn\n  ringpost.hot_body = 1\n\
                     ringpost.commit_batch_max = 0\nnet.core.somaxconn = 1\n\
                     net/core/somaxconn = 2\nfs.file-max =\n../etc/passwd = 1\nnet/../x = 1\n";
         let errors = parsed(text).unwrap_err();
         let expected = [
             "1:1: \"net.core.somaxconn\" has no =",
-            "2:3: \"ringpost.hot_body_octet\": unknown key (did you mean ringpost.hot_body_octets?)",
+            "2:3: \"ringpost.hot_body\": unknown key (did you mean ringpost.hot_body_octets?)",
             "3:29: ringpost.commit_batch_max: \"0\", allowed: a number from 1 to 65536",
             "5:1: net.core.somaxconn is already set in line 4, allowed: each key once",
             "6:1: fs.file-max has no value",
