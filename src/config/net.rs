@@ -30,6 +30,10 @@ impl IpNet {
         if prefix_bits > bits_max {
             return Err(format!("has a prefix over {bits_max}"));
         }
+        // `contains` turns such addresses into IPv4 first: the net would never match.
+        if prefix_bits >= 96 && matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+            return Err("is an IPv4 net in IPv6 form (write it as IPv4)".to_owned());
+        }
         let net = Self { first: masked(ip, prefix_bits), prefix_bits };
         // A net written with the bits of one host is a slip of the pen: which of the two was
         // meant decides who may relay.
@@ -98,8 +102,18 @@ mod tests {
 
     #[test]
     fn what_is_no_net() {
-        for text in ["", "/8", "127.0.0.0/", "127.0.0.0/33", "::/129", "127.1/8", "1.2.3.4/+8", "x"]
-        {
+        for text in [
+            "::ffff:127.0.0.0/104",
+            "::ffff:192.0.2.1",
+            "",
+            "/8",
+            "127.0.0.0/",
+            "127.0.0.0/33",
+            "::/129",
+            "127.1/8",
+            "1.2.3.4/+8",
+            "x",
+        ] {
             assert!(IpNet::parse(text).is_err(), "{text}");
         }
         let error = IpNet::parse("192.0.2.1/24").unwrap_err();
