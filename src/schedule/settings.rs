@@ -9,6 +9,16 @@ use std::time::Duration;
 
 use crate::mail::Mailbox;
 
+/// What a lost reply to the final dot means for the recipients of the message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PossibleDelivery {
+    /// They are tried again: a duplicate is possible, a loss is not.
+    #[default]
+    Retry,
+    /// They count as delivered: a loss is possible, a duplicate is not.
+    Delivered,
+}
+
 /// How long mail is retried, and who is told when it fails.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct BounceProfile {
