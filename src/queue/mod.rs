@@ -1,3 +1,382 @@
-//! The durable memory-mapped queue.
+//! The durable memory-mapped queue: what was answered with 250 is here until it is settled.
+//!
+//! Owns: the segments of one shard, the index of what is queued, and the proof [`Safe`]. Never
+//! waits: it hands out effects (make this file, write these octets there, sync that segment) and
+//! is told their results. Only [`Queue::open`] blocks.
+//!
+//! The flow of a message: [`Queue::append`] -> one gathered [`Effect::Write`] for all that came
+//! meanwhile -> the slots are stored into the mapped table, the message slot last -> one
+//! [`Effect::Sync`] -> [`Event::Committed`] with its [`Safe`]. Settling a recipient is one store
+//! of its state word, synced by the next commit or at most [`STATE_SYNC_MS`] later.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`format`] | every byte on disk, the assumptions about the medium, the states and moves |
+//! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
+//! | `live` | one segment in use: header, names, what is dirty |
+//! | `batch` | append, commit, making and recycling of segments |
+//! | `words` | state words: begin, settle, defer |
+//! | `index`, `read` | what is queued, and reading it back |
+//! | [`recovery`], [`spool`] | starting: cases with labels; lock, shards, ids |
+//!
+//! Diagnostics: a failed write or sync poisons its segment for the life of the process: it is
+//! never synced again, nothing in it is acknowledged any more, its waiters get
+//! [`Event::Failed`]. Octets that fail their checksum are held as damaged, never handed out.
+//!
+//! Limits: [`Full`].
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::mail::{
+    Domain, Enhanced, Envelope, Handle, MessageFacts, Mid, Mono, ProofOfSafety, Rid, Wall,
+};
+
+mod batch;
+pub mod format;
+mod ids;
+mod index;
+mod live;
+pub mod medium;
+pub mod memory;
+mod read;
+pub mod recovery;
+pub mod segment;
 pub mod settings;
+pub mod spool;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+pub use format::{SegmentId, State};
+pub use ids::Ids;
+pub use medium::FileMedium;
+pub use read::{Damaged, Piece, ReadPlan, RecipientSummary, StoredMessage, Summary};
+pub use recovery::{Opened, Options, Recovered, RecoveryCase, RecoveryNote};
+pub use segment::{Mapping, Medium};
+pub use spool::{Spool, SpoolError};
+pub use words::Change;
+
+use index::Index;
+use live::Segment;
+
+/// A changed state word is on its way to the disk this long after the change at the latest; with
+/// the time of the sync itself this keeps below one second.
+pub const STATE_SYNC_MS: u64 = 800;
+
+/// How long no new segment is tried after making one failed.
+const MAKE_PAUSE_MS: u64 = 1_000;
+
+/// A message to be queued.
+#[derive(Clone, Debug)]
+pub struct NewMessage {
+    /// Its id, from [`Ids::next_mid`].
+    pub mid: Mid,
+    /// Its envelope, with at least one recipient and distinct RIDs.
+    pub envelope: Envelope,
+    /// When it came.
+    pub arrival: Wall,
+    /// Name of the bounce profile of its listener.
+    pub bounce_profile: Arc<str>,
+    /// Name of its listener.
+    pub listener: Arc<str>,
+    /// The message that it reports on.
+    pub cause: Option<Mid>,
+    /// The message, un-dot-stuffed.
+    pub data: Arc<Vec<u8>>,
+    /// What was seen in it.
+    pub facts: MessageFacts,
+}
+
+/// Names an append until its commit is known.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct Ticket(pub u64);
+
+/// Names an effect until it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct EffectId(pub u64);
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Full {
+    /// The queue or the file system is full: 452 4.3.1.
+    NoSpace,
+    /// No segment could ever hold it: 552 5.3.4.
+    TooLarge,
+}
+
+/// Proof that a message is on disk. Made by a commit only.
+#[derive(Debug)]
+pub struct Safe(());
+
+impl ProofOfSafety for Safe {}
+
+/// Octets of a [`Effect::Write`].
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// Envelopes and small bodies, copied together.
+    Owned(Vec<u8>),
+    /// A part of a large body.
+    Shared {
+        /// The message.
+        data: Arc<Vec<u8>>,
+        /// First octet.
+        start: usize,
+        /// Behind the last octet.
+        end: usize,
+    },
+}
+
+impl AsRef<[u8]> for Chunk {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Owned(octets) => octets,
+            Self::Shared { data, start, end } => &data[*start..*end],
+        }
+    }
+}
+
+/// What the queue wants done. The executor owns the files.
+#[derive(Debug)]
+pub enum Effect {
+    /// Make a segment with [`Medium::make`] and map it with [`Medium::map`], on a helper that
+    /// may block; then [`Queue::handle_made`].
+    Make {
+        /// Names the effect.
+        id: EffectId,
+        /// The segment.
+        segment: SegmentId,
+        /// Octets of the file.
+        octets: u64,
+        /// Octets to map.
+        map_octets: u64,
+        /// What the file begins with.
+        header: Vec<u8>,
+    },
+    /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`].
+    Write {
+        /// Names the effect.
+        id: EffectId,
+        /// The segment.
+        segment: SegmentId,
+        /// Where.
+        offset: u64,
+        /// What.
+        chunks: Vec<Chunk>,
+    },
+    /// fdatasync the segment's file; then [`Queue::handle_done`].
+    Sync {
+        /// Names the effect.
+        id: EffectId,
+        /// The segment.
+        segment: SegmentId,
+    },
+}
+
+/// What became of an append.
+#[derive(Debug)]
+pub enum Event {
+    /// It is on disk.
+    Committed {
+        /// Which one.
+        ticket: Ticket,
+        /// The key to 250.
+        safe: Safe,
+        /// Its deliveries: one per receiving domain.
+        handles: Vec<(Handle, Domain)>,
+    },
+    /// It is not on disk, and will not be found there at the next start: 451.
+    Failed {
+        /// Which one.
+        ticket: Ticket,
+    },
+}
+
+/// What a recipient's last attempt came to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LastOutcome {
+    /// Reply code, 0 without a reply.
+    pub code: u16,
+    /// Enhanced status.
+    pub status: Enhanced,
+    /// The host that said it.
+    pub host: Option<Arc<str>>,
+    /// Delay warnings sent.
+    pub warnings: u8,
+}
+
+/// Recipients in the queue, for the conservation sum.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counts {
+    /// To be delivered: ready, deferred, in flight.
+    pub pending: u64,
+    /// Held as poison.
+    pub poison: u64,
+    /// Held because their octets are damaged.
+    pub damaged: u64,
+}
+
+/// What the queue takes of the disk and of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Usage {
+    /// Octets of all segment files.
+    pub octets: u64,
+    /// Most octets they may have.
+    pub octets_max: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Segments that may be used again.
+    pub segments_free: usize,
+    /// Segments that failed a write or a sync since the start.
+    pub segments_poisoned: usize,
+    /// Octets of memory of the index.
+    pub index_octets: usize,
+    /// Messages that wait for their commit.
+    pub uncommitted: usize,
+}
+
+/// Why an effect was issued.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Make(format::SegmentKind),
+    CommitWrite(usize),
+    CommitSync(usize),
+    StateSync(usize),
+    Recycle(usize),
+}
+
+/// The queue of one shard.
+pub struct Queue {
+    options: Options,
+    segments: Vec<Segment>,
+    /// Takes appends.
+    active: Option<usize>,
+    /// Takes them next.
+    spare: Option<usize>,
+    /// May be used again, the most recently freed last: its dead octets may not have been
+    /// written back yet, and never will be.
+    free: Vec<usize>,
+    extents_free: Vec<(usize, u32)>,
+    index: Index,
+    ids: Ids,
+    pending: VecDeque<batch::Pending>,
+    pending_octets: u64,
+    commit: Option<batch::Commit>,
+    effects: VecDeque<Effect>,
+    events: VecDeque<Event>,
+    purposes: HashMap<EffectId, Purpose>,
+    making: Vec<(format::SegmentKind, SegmentId)>,
+    make_after: Mono,
+    recycling: bool,
+    now: Mono,
+    last_id: u64,
+    last_segment_number: u32,
+    counts: Counts,
+}
+
+impl Queue {
+    /// What is to be done next; `None`: nothing now. Call it until `None` after each round of
+    /// appends, results and ticks: what was appended in the round becomes one commit.
+    #[must_use]
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        self.advance();
+        self.effects.pop_front()
+    }
+
+    /// What became of an append.
+    #[must_use]
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The id allocator.
+    pub fn ids(&mut self) -> &mut Ids {
+        &mut self.ids
+    }
+
+    /// Recipients in the queue.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// What the queue takes.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let under_way = self.commit.as_ref().map_or(0, batch::Commit::messages);
+        Usage {
+            octets: self.octets(),
+            octets_max: self.options.octets_max,
+            segments: self.segments.len(),
+            segments_free: self.free.len(),
+            segments_poisoned: self.segments.iter().filter(|s| s.poisoned).count(),
+            index_octets: self.index.octets(),
+            uncommitted: self.pending.len() + under_way,
+        }
+    }
+
+    /// Appends up to `items_max` records' handles from `cursor` (0 to begin) to `out`; the next
+    /// cursor, `None` at the end. What comes or goes meanwhile may or may not be seen.
+    pub fn walk(&self, cursor: u32, items_max: usize, out: &mut Vec<Handle>) -> Option<u32> {
+        self.index.walk(cursor, items_max, out)
+    }
+
+    /// Appends up to `items_max` handles of a destination to `out`, oldest first, from behind
+    /// `after` on.
+    pub fn walk_destination(
+        &self,
+        domain: &Domain,
+        after: Option<Handle>,
+        items_max: usize,
+        out: &mut Vec<Handle>,
+    ) {
+        let mut next = match after {
+            Some(handle) => self.index.younger(handle),
+            None => self.index.known(domain).and_then(|number| self.index.oldest(number)),
+        };
+        for _ in 0..items_max {
+            let Some(handle) = next else { return };
+            out.push(handle);
+            next = self.index.younger(handle);
+        }
+    }
+
+    /// The receiving domain of a handle.
+    #[must_use]
+    pub fn domain(&self, handle: Handle) -> Option<&Domain> {
+        let record = self.index.get(handle)?;
+        Some(self.index.domain(record.destination))
+    }
+
+    /// The slots of a handle's recipients among `rids`, all still unsettled.
+    fn slot_of(&self, record: index::Record, rid: Rid) -> Option<u32> {
+        let segment = &self.segments[usize::from(record.segment)];
+        let (mut low, mut high) = (0, u32::from(record.entries));
+        // The entries of one domain stand in the order of their RIDs.
+        while low < high {
+            let middle = low.midpoint(high);
+            let slot = record.first_slot + middle;
+            let found = segment.rid(slot);
+            match found.cmp(&rid) {
+                std::cmp::Ordering::Equal => return Some(slot),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        None
+    }
+
+    fn octets(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.geometry.octets).sum()
+    }
+
+    fn effect_id(&mut self, purpose: Purpose) -> EffectId {
+        self.last_id += 1;
+        let id = EffectId(self.last_id);
+        self.purposes.insert(id, purpose);
+        id
+    }
+}

@@ -1,0 +1,251 @@
+//! One segment in use.
+//!
+//! Owns: its mapping, its header's next copy, its names and hosts, and what is not synced yet.
+//! Never: files.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::format::{
+    self, ExtentPlace, Geometry, Header, NameKind, OutcomeWord, Slot, SlotFault, SlotOctets, State,
+    StateWord, TablePlace,
+};
+use super::segment::Mapping;
+use crate::mail::{Mono, Rid};
+
+/// A name of the segment.
+#[derive(Clone, Debug)]
+pub(super) enum Name {
+    /// A destination's number.
+    Domain(u32),
+    /// A bounce profile or a listener.
+    Label(Arc<str>),
+}
+
+/// See the module.
+pub(super) struct Segment {
+    /// The newest header: what the next copy is made from.
+    pub(super) header: Header,
+    pub(super) geometry: Geometry,
+    pub(super) place: TablePlace,
+    map: Mapping,
+    pub(super) next_slot: u32,
+    pub(super) next_body: u64,
+    next_name: u64,
+    next_host: u64,
+    pub(super) names: Vec<Name>,
+    names_by_destination: HashMap<u32, u16>,
+    hosts: Vec<Arc<str>>,
+    hosts_by_name: HashMap<Arc<str>, u16>,
+    /// Recipients that are not settled.
+    pub(super) live: u32,
+    /// Since when stored words are not synced.
+    pub(super) dirty_since: Option<Mono>,
+    pub(super) syncing: bool,
+    /// A write or a sync of it failed: what it holds since is not believed.
+    pub(super) poisoned: bool,
+    /// Its table is what a running process may append to.
+    pub(super) appendable: bool,
+    /// Extents of settled messages whose words are not synced, and those under a running sync.
+    pub(super) extents_settled: Vec<ExtentPlace>,
+    pub(super) extents_syncing: Vec<ExtentPlace>,
+}
+
+impl Segment {
+    pub(super) fn new(header: Header, map: Mapping) -> Self {
+        let geometry = Geometry::of(header.kind, header.octets);
+        Self {
+            header,
+            geometry,
+            place: TablePlace { seed: header.seed(), generation: header.generation },
+            map,
+            next_slot: header.durable_slots,
+            next_body: header.durable_body_end.max(geometry.body_offset),
+            next_name: format::HEADERS_END,
+            next_host: geometry.hosts_offset,
+            names: Vec::new(),
+            names_by_destination: HashMap::new(),
+            hosts: Vec::new(),
+            hosts_by_name: HashMap::new(),
+            live: 0,
+            dirty_since: None,
+            syncing: false,
+            poisoned: false,
+            appendable: false,
+            extents_settled: Vec::new(),
+            extents_syncing: Vec::new(),
+        }
+    }
+
+    /// Stores the next header copy. Only right before a sync, and never while one runs: the
+    /// other copy must be durable while this one may tear.
+    pub(super) fn store_header(&mut self, id_block_max: u64) {
+        assert!(!self.syncing && !self.poisoned, "a header copy would be written out of turn");
+        self.header.sequence += 1;
+        self.header.id_block_max = id_block_max;
+        self.map.store_octets(self.header.copy_offset(), &self.header.encode());
+    }
+
+    /// Begins the next use of a free segment; in force when synced. Slots of the use before
+    /// carry its generation and count no more, so nothing needs to be cleared: a cut between
+    /// two pages of a cleared table would look like damage.
+    pub(super) fn reuse(&mut self) -> Vec<Name> {
+        assert!(self.live == 0, "a segment with queued mail was given up");
+        self.header.generation += 1;
+        self.header.durable_slots = 0;
+        self.header.durable_body_end = self.geometry.body_offset;
+        self.place = TablePlace { seed: self.header.seed(), generation: self.header.generation };
+        self.next_slot = 0;
+        self.next_body = self.geometry.body_offset;
+        self.next_name = format::HEADERS_END;
+        self.next_host = self.geometry.hosts_offset;
+        self.names_by_destination.clear();
+        self.hosts.clear();
+        self.hosts_by_name.clear();
+        self.appendable = true;
+        std::mem::take(&mut self.names)
+    }
+
+    /// No more appends: what only appending needs is given back.
+    pub(super) fn seal(&mut self) {
+        self.appendable = false;
+        self.names_by_destination = HashMap::new();
+        self.names.shrink_to_fit();
+    }
+
+    pub(super) fn slots_left(&self) -> u32 {
+        self.geometry.slots - self.next_slot
+    }
+
+    pub(super) fn body_left(&self) -> u64 {
+        self.geometry.octets - self.next_body
+    }
+
+    /// Room for `count` more names of `octets` octets of records together.
+    pub(super) fn names_fit(&self, count: usize, octets: u64) -> bool {
+        self.names.len() + count < usize::from(u16::MAX)
+            && self.geometry.hosts_offset - self.next_name >= octets
+    }
+
+    pub(super) fn destination_index(&self, destination: u32) -> Option<u16> {
+        self.names_by_destination.get(&destination).copied()
+    }
+
+    pub(super) fn label_index(&self, label: &str) -> Option<u16> {
+        // Labels are the first names of nearly every segment, and few.
+        let found = self.names.iter().position(|name| match name {
+            Name::Label(text) => **text == *label,
+            Name::Domain(_) => false,
+        });
+        found.and_then(|index| u16::try_from(index).ok())
+    }
+
+    /// Stores a name record; the caller has asked [`Self::names_fit`].
+    pub(super) fn add_name(&mut self, name: Name, text: &str) -> u16 {
+        let kind = match name {
+            Name::Domain(_) => NameKind::Domain,
+            Name::Label(_) => NameKind::Label,
+        };
+        let record = format::encode_name(self.place.seed, self.next_name, kind, text.as_bytes());
+        self.map.store_octets(self.next_name, &record);
+        self.note_name(name, record.len() as u64)
+    }
+
+    /// A name that stands in the table already, or now does.
+    pub(super) fn note_name(&mut self, name: Name, record_octets: u64) -> u16 {
+        let index = u16::try_from(self.names.len()).unwrap_or(u16::MAX);
+        assert!(index != u16::MAX, "more names than a segment can count");
+        self.next_name += record_octets;
+        if let Name::Domain(number) = name {
+            self.names_by_destination.insert(number, index);
+        }
+        self.names.push(name);
+        index
+    }
+
+    /// The index of a host; `None` when the table of hosts is full.
+    pub(super) fn host_index(&mut self, host: &Arc<str>) -> Option<u16> {
+        if let Some(index) = self.hosts_by_name.get(host) {
+            return Some(*index);
+        }
+        let octets = format::name_record_octets(host.len());
+        let index = u16::try_from(self.hosts.len()).ok().filter(|index| *index != u16::MAX)?;
+        if self.geometry.table_offset - self.next_host < octets || host.len() > 1024 {
+            return None;
+        }
+        let seed = self.place.seed;
+        let record = format::encode_name(seed, self.next_host, NameKind::Host, host.as_bytes());
+        self.map.store_octets(self.next_host, &record);
+        self.note_host(host.clone(), octets);
+        Some(index)
+    }
+
+    pub(super) fn note_host(&mut self, host: Arc<str>, record_octets: u64) {
+        let index = u16::try_from(self.hosts.len()).unwrap_or(u16::MAX);
+        self.next_host += record_octets;
+        self.hosts_by_name.insert(host.clone(), index);
+        self.hosts.push(host);
+    }
+
+    pub(super) fn host(&self, index: u16) -> Option<Arc<str>> {
+        self.hosts.get(usize::from(index)).cloned()
+    }
+
+    pub(super) fn label(&self, index: u16) -> Option<Arc<str>> {
+        match self.names.get(usize::from(index))? {
+            Name::Label(text) => Some(text.clone()),
+            Name::Domain(_) => None,
+        }
+    }
+
+    pub(super) fn store_slot(&self, slot: u32, octets: &SlotOctets) {
+        self.map.store_octets(self.geometry.slot_offset(slot), octets);
+    }
+
+    /// Reads a slot of the table.
+    ///
+    /// # Errors
+    /// The slot holds nothing that counts.
+    pub(super) fn slot(&self, slot: u32) -> Result<Slot, SlotFault> {
+        if slot >= self.geometry.slots {
+            return Err(SlotFault::Bad);
+        }
+        let mut octets = [0; format::SLOT_OCTETS];
+        self.map.load_octets(self.geometry.slot_offset(slot), &mut octets);
+        Slot::decode(&octets, self.place, slot)
+    }
+
+    /// The RID of an entry, unchecked: for the search among entries that were verified when they
+    /// were entered; who uses the slot checks it.
+    pub(super) fn rid(&self, slot: u32) -> Rid {
+        let word = self.map.load(self.geometry.slot_offset(slot) + 8).to_le_bytes();
+        Rid(u32::from_le_bytes([word[4], word[5], word[6], word[7]]))
+    }
+
+    /// The state of an entry. A word that is not what was stored makes it damaged: it may have
+    /// been delivered, and it may not.
+    pub(super) fn state(&self, slot: u32) -> StateWord {
+        let word = self.map.load(self.geometry.slot_offset(slot) + format::STATE_OFFSET);
+        StateWord::decode(word, self.place, slot)
+            .unwrap_or(StateWord { state: State::Damaged, ..StateWord::READY })
+    }
+
+    pub(super) fn store_state(&mut self, slot: u32, word: StateWord, now: Mono) {
+        let at = self.geometry.slot_offset(slot) + format::STATE_OFFSET;
+        self.map.store(at, word.encode(self.place, slot));
+        self.dirty_since.get_or_insert(now);
+    }
+
+    pub(super) fn outcome(&self, slot: u32) -> Option<OutcomeWord> {
+        let word = self.map.load(self.geometry.slot_offset(slot) + format::OUTCOME_OFFSET);
+        OutcomeWord::decode(word, self.place, slot)
+    }
+
+    /// Stored before the state that it explains.
+    pub(super) fn store_outcome(&mut self, slot: u32, word: OutcomeWord, now: Mono) {
+        let at = self.geometry.slot_offset(slot) + format::OUTCOME_OFFSET;
+        self.map.store(at, word.encode(self.place, slot));
+        self.dirty_since.get_or_insert(now);
+    }
+}

@@ -1,0 +1,134 @@
+//! The medium of production: segment files in shard directories of the spool.
+//!
+//! Owns: file names and the order of making a file. Never: what stands in the files.
+//!
+//! Diagnostics: errors of the system, unchanged.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::format::SegmentId;
+use super::segment::{Mapping, Medium};
+
+const ZEROS_OCTETS: usize = 1 << 20;
+
+/// Segment files below the spool directory.
+#[derive(Clone, Debug)]
+pub struct FileMedium {
+    spool: PathBuf,
+    free_octets_min: u64,
+}
+
+impl FileMedium {
+    /// Files below `spool`; making one leaves `free_octets_min` octets of the file system free.
+    #[must_use]
+    pub fn new(spool: &Path, free_octets_min: u64) -> Self {
+        Self { spool: spool.to_owned(), free_octets_min }
+    }
+
+    /// The directory of a shard.
+    #[must_use]
+    pub fn directory(spool: &Path, directory: u8) -> PathBuf {
+        spool.join(format!("shard-{directory:02}"))
+    }
+
+    /// The file of a segment.
+    #[must_use]
+    pub fn path(&self, segment: SegmentId) -> PathBuf {
+        Self::directory(&self.spool, segment.directory())
+            .join(format!("{:06x}.segment", segment.number()))
+    }
+}
+
+impl Medium for FileMedium {
+    type File = File;
+
+    fn list(&self, directory: u8) -> io::Result<(Vec<SegmentId>, Vec<String>)> {
+        let (mut segments, mut others) = (Vec::new(), Vec::new());
+        let entries = match std::fs::read_dir(Self::directory(&self.spool, directory)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((segments, others)),
+            entries => entries?,
+        };
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            match segment_number(&name) {
+                Some(number) => segments.push(SegmentId::new(directory, number)),
+                None => others.push(name),
+            }
+        }
+        segments.sort_unstable();
+        others.sort_unstable();
+        Ok((segments, others))
+    }
+
+    fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<File> {
+        let directory = Self::directory(&self.spool, segment.directory());
+        std::fs::create_dir_all(&directory)?;
+        let space = rustix::fs::statvfs(&directory)?;
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if free.saturating_sub(octets) < self.free_octets_min {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let path = self.path(segment);
+        if path.exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let unfinished = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&unfinished)?;
+        if let Err(error) = fill(&file, octets, header) {
+            // It never held mail; left there, it would keep the space that is missing.
+            return Err(std::fs::remove_file(&unfinished).err().unwrap_or(error));
+        }
+        std::fs::rename(&unfinished, &path)?;
+        File::open(&directory)?.sync_all()?;
+        File::open(&self.spool)?.sync_all()?;
+        Ok(file)
+    }
+
+    fn open(&self, segment: SegmentId) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(self.path(segment))
+    }
+
+    fn octets(&self, file: &File) -> io::Result<u64> {
+        Ok(file.metadata()?.len())
+    }
+
+    fn read_at(&self, file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        file.read_exact_at(buffer, offset)
+    }
+
+    fn write_at(&self, file: &File, offset: u64, octets: &[u8]) -> io::Result<()> {
+        file.write_all_at(octets, offset)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    fn map(&self, file: &File, octets: u64) -> io::Result<Mapping> {
+        Mapping::of_file(file, octets)
+    }
+}
+
+/// The number in a segment's file name; `None` for any other file.
+fn segment_number(name: &str) -> Option<u32> {
+    let digits = name.strip_suffix(".segment")?;
+    let number = u32::from_str_radix(digits, 16).ok()?;
+    (number < 1 << 24 && digits == format!("{number:06x}")).then_some(number)
+}
+
+fn fill(file: &File, octets: u64, header: &[u8]) -> io::Result<()> {
+    let zeros = vec![0; ZEROS_OCTETS];
+    let mut at = 0;
+    while at < octets {
+        let piece = usize::try_from(octets - at).unwrap_or(ZEROS_OCTETS).min(ZEROS_OCTETS);
+        file.write_all_at(&zeros[..piece], at)?;
+        at += piece as u64;
+    }
+    file.write_all_at(header, 0)?;
+    file.sync_all()
+}

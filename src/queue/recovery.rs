@@ -1,0 +1,830 @@
+//! Starting: what is found on disk, case by case.
+//!
+//! Owns: [`Queue::open`]. Never: deletes anything; it stores state words (held, in flight ended,
+//! superseded) and header copies only, so doing it twice changes nothing.
+//!
+//! | label | what is found | what is done |
+//! |---|---|---|
+//! | `foreign` | a file that is no segment, of another spool, or whose id is not its name | left alone, Warning |
+//! | `future-version` | a header of a newer program | left alone, Warning |
+//! | `truncated` | a file shorter than its header says, or empty | left alone, Warning |
+//! | `unreadable` | no good header copy, or an error of the medium | left alone, Warning |
+//! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
+//! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
+//! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
+//! | `superseded` | an entry of which a higher copy stands elsewhere | marked as moved |
+//! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
+//! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
+//!
+//! A slot of an older generation and an empty slot are nothing at all. Behind the durable point
+//! all octets are verified; before it bodies are not read.
+//!
+//! Diagnostics: an error only when no segment can be used for new mail or ids.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+
+use super::format::{
+    self, Entry, ExtentPlace, Geometry, Header, HeaderFault, MessageSlot, NameKind, SegmentId,
+    SegmentKind, Slot, SlotFault, SpoolId, State, StateWord,
+};
+use super::live::{Name, Segment};
+use super::segment::Medium;
+use super::{Counts, Ids, Queue, read};
+use crate::limits;
+use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, ShardId, Wall};
+
+/// Notes of one start at most; more are only counted.
+const NOTES_MAX: usize = 1_000;
+/// Id blocks reserved at a start: one in use and one in reserve for each kind.
+const START_BLOCKS: usize = 6;
+
+/// What a shard's queue is opened with; made by [`super::Spool::options`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The shard.
+    pub shard: ShardId,
+    /// The spool's id.
+    pub spool: SpoolId,
+    /// Octets of a message segment.
+    pub segment_octets: u64,
+    /// Most octets of all segments of this shard.
+    pub octets_max: u64,
+    /// Shard directories to read: its own first, then those of shards that are gone.
+    pub directories: Vec<u8>,
+    /// The spool's next free id block.
+    pub next_block: Arc<AtomicU64>,
+    /// Stored times further ahead than this are brought back to it: the clock was wrong.
+    pub retry_ms_max: u64,
+}
+
+/// The case of a finding; see the module's table.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[expect(missing_docs, reason = "the table of the module says what each is")]
+pub enum RecoveryCase {
+    Foreign,
+    FutureVersion,
+    Truncated,
+    Unreadable,
+    TornGroup,
+    TornBody,
+    Damage,
+    Superseded,
+    InFlight,
+    Poison,
+}
+
+impl RecoveryCase {
+    /// The label, as the log shows it.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Foreign => "foreign",
+            Self::FutureVersion => "future-version",
+            Self::Truncated => "truncated",
+            Self::Unreadable => "unreadable",
+            Self::TornGroup => "torn-group",
+            Self::TornBody => "torn-body",
+            Self::Damage => "damage",
+            Self::Superseded => "superseded",
+            Self::InFlight => "in-flight",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// One line for the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecoveryNote {
+    /// The case.
+    pub case: RecoveryCase,
+    /// What and where.
+    pub text: String,
+}
+
+/// What a start found.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Recovered {
+    /// Recipients found: pending, poison and damaged together (the term "found at start").
+    pub found_recipients: u64,
+    /// Recipients whose delivery was under way, by message: each may arrive twice.
+    pub uncertain: Vec<(Mid, Vec<Rid>)>,
+    /// Recipients now held as poison, by message.
+    pub poison: Vec<(Mid, Vec<Rid>)>,
+    /// Recipients now held as damaged, by message.
+    pub damaged: Vec<(Mid, Vec<Rid>)>,
+    /// Slots that could not be read at all: each may have been a recipient.
+    pub damaged_slots: u64,
+    /// Groups dropped because their commit had not been acknowledged.
+    pub dropped: u64,
+    /// What happened, at most 1,000 lines.
+    pub notes: Vec<RecoveryNote>,
+    /// Lines that did not fit.
+    pub notes_lost: u64,
+}
+
+impl Recovered {
+    fn note(&mut self, case: RecoveryCase, text: String) {
+        if self.notes.len() < NOTES_MAX {
+            self.notes.push(RecoveryNote { case, text });
+        } else {
+            self.notes_lost += 1;
+        }
+    }
+}
+
+/// An opened queue, its files by segment for the executor, and what was found.
+pub struct Opened<F> {
+    /// The queue; its deliveries are found by [`Queue::walk`].
+    pub queue: Queue,
+    /// The open files.
+    pub files: Vec<(SegmentId, F)>,
+    /// What was found.
+    pub recovered: Recovered,
+}
+
+/// A start under way.
+struct Opening<'a, M: Medium> {
+    medium: &'a M,
+    queue: Queue,
+    /// In the order of the queue's segments.
+    files: Vec<M::File>,
+    recovered: Recovered,
+    now: Now,
+    /// Groups of a copy number above 0: segment, first slot, entries.
+    copies: Vec<(usize, u32, u32)>,
+    extents_used: hashbrown::HashSet<(SegmentId, u32)>,
+    mid_max: u64,
+}
+
+impl Queue {
+    /// Opens the queue of a shard: blocks while it reads headers and tables.
+    ///
+    /// # Errors
+    /// Those of the medium, when a directory cannot be listed or no segment can be used.
+    pub fn open<M: Medium>(medium: &M, options: Options, now: Now) -> io::Result<Opened<M::File>> {
+        let ids = Ids::new(options.next_block.clone(), 0);
+        let mut opening = Opening {
+            medium,
+            queue: Self::empty(options, ids, now.mono),
+            files: Vec::new(),
+            recovered: Recovered::default(),
+            now,
+            copies: Vec::new(),
+            extents_used: hashbrown::HashSet::new(),
+            mid_max: 0,
+        };
+        opening.open_segments()?;
+        for segment in 0..opening.queue.segments.len() {
+            if opening.queue.segments[segment].header.kind == SegmentKind::Messages {
+                opening.read_table(segment)?;
+            }
+        }
+        opening.supersede();
+        opening.sync_all();
+        opening.derive_extents();
+        opening.choose_active()?;
+        opening.reserve_ids()?;
+        let Opening { queue, files, mut recovered, .. } = opening;
+        let Counts { pending, poison, damaged } = queue.counts;
+        recovered.found_recipients = pending + poison + damaged;
+        let names = queue.segments.iter().map(|segment| segment.header.segment);
+        let files = names.zip(files).collect();
+        Ok(Opened { queue, files, recovered })
+    }
+
+    fn empty(options: Options, ids: Ids, now: Mono) -> Self {
+        Self {
+            options,
+            segments: Vec::new(),
+            active: None,
+            spare: None,
+            free: Vec::new(),
+            extents_free: Vec::new(),
+            index: super::Index::default(),
+            ids,
+            pending: std::collections::VecDeque::new(),
+            pending_octets: 0,
+            commit: None,
+            effects: std::collections::VecDeque::new(),
+            events: std::collections::VecDeque::new(),
+            purposes: HashMap::new(),
+            making: Vec::new(),
+            make_after: Mono(0),
+            recycling: false,
+            now,
+            last_id: 0,
+            last_segment_number: 0,
+            counts: Counts::default(),
+        }
+    }
+}
+
+impl<M: Medium> Opening<'_, M> {
+    fn open_segments(&mut self) -> io::Result<()> {
+        for directory in self.queue.options.directories.clone() {
+            let (segments, others) = self.medium.list(directory)?;
+            for name in others {
+                // What a making left that did not come to its end; it never held mail.
+                if !name.ends_with(".new") {
+                    let text = format!("shard-{directory:02}/{name}: not a segment, left alone");
+                    self.recovered.note(RecoveryCase::Foreign, text);
+                }
+            }
+            for segment in segments {
+                if directory == self.queue.options.shard.0 {
+                    let last = &mut self.queue.last_segment_number;
+                    *last = (*last).max(segment.number());
+                }
+                if let Err((case, what)) = self.open_segment(segment) {
+                    let text = format!("{}: {what}, left alone", label(segment));
+                    self.recovered.note(case, text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_segment(&mut self, segment: SegmentId) -> Result<(), (RecoveryCase, String)> {
+        let unreadable = |error: io::Error| (RecoveryCase::Unreadable, error.to_string());
+        let file = self.medium.open(segment).map_err(unreadable)?;
+        let octets = self.medium.octets(&file).map_err(unreadable)?;
+        if octets < format::HEADERS_END {
+            return Err((RecoveryCase::Truncated, format!("only {octets} octets")));
+        }
+        let mut head = vec![0; usize::try_from(format::HEADERS_END).unwrap_or(0)];
+        self.medium.read_at(&file, 0, &mut head).map_err(unreadable)?;
+        let (first, second) = head.split_at(head.len() / 2);
+        let header = Header::choose(first, second).map_err(|fault| match fault {
+            HeaderFault::Unreadable => (RecoveryCase::Unreadable, "no good header".to_owned()),
+            HeaderFault::FutureVersion(version) => {
+                (RecoveryCase::FutureVersion, format!("format version {version}"))
+            }
+        })?;
+        if header.spool != self.queue.options.spool {
+            return Err((RecoveryCase::Foreign, "belongs to another spool".to_owned()));
+        }
+        if header.segment != segment {
+            let what = format!("is a copy of {}", label(header.segment));
+            return Err((RecoveryCase::Foreign, what));
+        }
+        if octets < header.octets {
+            let what = format!("{octets} of {} octets", header.octets);
+            return Err((RecoveryCase::Truncated, what));
+        }
+        let map_octets = Geometry::of(header.kind, header.octets).body_offset;
+        let map = self.medium.map(&file, map_octets).map_err(unreadable)?;
+        self.queue.segments.push(Segment::new(header, map));
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Reads the table of a segment, by reads: an error is then an error and not a signal.
+    fn read_table(&mut self, segment: usize) -> io::Result<()> {
+        let geometry = self.queue.segments[segment].geometry;
+        let mut octets = vec![0; usize::try_from(geometry.body_offset).unwrap_or(0)];
+        let read = self.medium.read_at(&self.files[segment], 0, &mut octets);
+        if let Err(error) = read {
+            self.queue.segments[segment].poisoned = true;
+            let text = format!("{}: {error}", self.label(segment));
+            self.recovered.note(RecoveryCase::Unreadable, text);
+            return Ok(());
+        }
+        self.read_names(segment, &octets);
+        let table = &octets[usize::try_from(geometry.table_offset).unwrap_or(0)..];
+        let (slots, _) = table.as_chunks::<{ format::SLOT_OCTETS }>();
+        let place = self.queue.segments[segment].place;
+        let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
+        for (index, octets) in (0..).zip(slots) {
+            let slot = Slot::decode(octets, place, index);
+            for found in scan.take(index, slot) {
+                self.found(segment, found, &mut scan);
+            }
+        }
+        for found in scan.end() {
+            self.found(segment, found, &mut scan);
+        }
+        let live = &mut self.queue.segments[segment];
+        live.appendable = !scan.unclean;
+        live.next_slot = scan.clean_end();
+        live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
+        live.next_body = live.next_body.min(geometry.octets);
+        Ok(())
+    }
+
+    fn read_names(&mut self, segment: usize, octets: &[u8]) {
+        let live = &mut self.queue.segments[segment];
+        let (seed, geometry) = (live.place.seed, live.geometry);
+        let ranges = [
+            format::HEADERS_END..geometry.hosts_offset,
+            geometry.hosts_offset..geometry.table_offset,
+        ];
+        for range in ranges {
+            let mut at = range.start;
+            while at < range.end {
+                let part =
+                    usize::try_from(at).unwrap_or(0)..usize::try_from(range.end).unwrap_or(0);
+                let Some((kind, text)) = format::decode_name(seed, at, &octets[part]) else {
+                    break;
+                };
+                let record = format::name_record_octets(text.len());
+                let text = String::from_utf8_lossy(text);
+                match kind {
+                    NameKind::Domain => match Domain::parse(text.as_bytes()) {
+                        Ok(domain) => {
+                            let number = self.queue.index.name(&domain);
+                            live.note_name(Name::Domain(number), record);
+                        }
+                        Err(_) => break,
+                    },
+                    NameKind::Label => {
+                        live.note_name(Name::Label(text.into()), record);
+                    }
+                    NameKind::Host => live.note_host(text.into(), record),
+                }
+                at += record;
+            }
+        }
+    }
+
+    fn found(&mut self, segment: usize, found: Found, scan: &mut Scan) {
+        match found {
+            Found::Group { message_slot, message, entries, extents } => {
+                let first = message_slot + 1 - message.group_slots();
+                let behind = message_slot >= scan.durable;
+                let live = &self.queue.segments[segment];
+                let named = |index: u16| {
+                    matches!(live.names.get(usize::from(index)), Some(Name::Domain(_)))
+                };
+                if !entries.iter().all(|entry| named(entry.domain)) {
+                    self.broken(segment, first, &entries, behind, scan);
+                    return;
+                }
+                if behind && !self.verify(segment, &message, &entries, &extents) {
+                    scan.spoil(first);
+                    self.recovered.dropped += 1;
+                    let text = format!(
+                        "{}: MID {} had not been answered, dropped",
+                        self.label(segment),
+                        message.mid
+                    );
+                    self.recovered.note(RecoveryCase::TornBody, text);
+                    return;
+                }
+                scan.reach(&message);
+                self.mid_max = self.mid_max.max(message.mid.0);
+                self.accept(segment, first, message_slot, &message, &entries, &extents);
+            }
+            Found::Broken { first, entries, behind } => {
+                self.broken(segment, first, &entries, behind, scan);
+            }
+            Found::BadSlot { index } => {
+                self.recovered.damaged_slots += 1;
+                // Keeps the segment from being used again: somebody may want to look at it.
+                self.queue.segments[segment].live += 1;
+                let text = format!("{}: slot {index} is damaged", self.label(segment));
+                self.recovered.note(RecoveryCase::Damage, text);
+            }
+        }
+    }
+
+    /// Entries whose group does not hold together.
+    fn broken(
+        &mut self,
+        segment: usize,
+        first: u32,
+        entries: &[Entry],
+        behind: bool,
+        scan: &mut Scan,
+    ) {
+        scan.spoil(first);
+        if behind {
+            self.recovered.dropped += 1;
+            let text = format!("{}: slot {first} on, dropped", self.label(segment));
+            self.recovered.note(RecoveryCase::TornGroup, text);
+            return;
+        }
+        let names = self.queue.segments[segment].names.len();
+        for (slot, entry) in (first..).zip(entries) {
+            if usize::from(entry.domain) >= names {
+                self.recovered.damaged_slots += 1;
+                self.queue.segments[segment].live += 1;
+                continue;
+            }
+            let word = self.queue.segments[segment].state(slot);
+            if word.state.is_settled() {
+                continue;
+            }
+            self.hold(segment, slot, entry, word);
+            let message_slot = slot + entry.distance;
+            let mut handles = Vec::new();
+            let one = std::slice::from_ref(entry);
+            self.queue.enter_at(segment, slot, message_slot, one, &mut handles);
+        }
+    }
+
+    fn hold(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
+        let held = StateWord { state: State::Damaged, in_flight: false, ..word };
+        self.queue.segments[segment].store_state(slot, held, self.now.mono);
+        self.queue.counts.damaged += 1;
+        by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
+        let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
+        self.recovered.note(RecoveryCase::Damage, text);
+    }
+
+    fn accept(
+        &mut self,
+        segment: usize,
+        first: u32,
+        message_slot: u32,
+        message: &MessageSlot,
+        entries: &[Entry],
+        extents: &[ExtentPlace],
+    ) {
+        let mut unsettled = false;
+        for (slot, entry) in (first..).zip(entries) {
+            let word = self.queue.segments[segment].state(slot);
+            unsettled |= !word.state.is_settled();
+            match word.state {
+                State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
+                State::Poison => {
+                    self.queue.counts.poison += 1;
+                    by_message(&mut self.recovered.poison, entry.mid, entry.rid);
+                }
+                State::Damaged => self.hold(segment, slot, entry, word),
+                State::Delivered
+                | State::Bounced
+                | State::Discarded
+                | State::Deleted
+                | State::Moved => {}
+            }
+        }
+        if message.copy > 0 {
+            self.copies.push((segment, first, message.entries));
+        }
+        if unsettled {
+            self.extents_used.extend(extents.iter().map(|place| (place.segment, place.index)));
+            let mut handles: Vec<Handle> = Vec::new();
+            self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
+        }
+    }
+
+    fn found_pending(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
+        let latest = Wall(self.now.wall.0.saturating_add(self.queue.options.retry_ms_max));
+        let mut next = StateWord { next_attempt: word.next_attempt.min(latest), ..word };
+        let counts = &mut self.queue.counts;
+        if word.in_flight {
+            next.in_flight = false;
+            next.crashes = word.crashes.saturating_add(1);
+            if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
+                next.state = State::Poison;
+                counts.poison += 1;
+                by_message(&mut self.recovered.poison, entry.mid, entry.rid);
+                let text = format!("MID {} RID {} held", entry.mid, entry.rid);
+                self.recovered.note(RecoveryCase::Poison, text);
+            } else {
+                counts.pending += 1;
+                by_message(&mut self.recovered.uncertain, entry.mid, entry.rid);
+                let text = format!("MID {} RID {} uncertain", entry.mid, entry.rid);
+                self.recovered.note(RecoveryCase::InFlight, text);
+            }
+        } else {
+            counts.pending += 1;
+        }
+        if next != word {
+            self.queue.segments[segment].store_state(slot, next, self.now.mono);
+        }
+    }
+
+    /// Are the octets of a group what was written?
+    fn verify(
+        &self,
+        segment: usize,
+        message: &MessageSlot,
+        entries: &[Entry],
+        extents: &[ExtentPlace],
+    ) -> bool {
+        let live = &self.queue.segments[segment];
+        let seed = live.place.seed;
+        let read = |offset, octets| self.read(segment, offset, octets);
+        let head = read(message.head_offset, u64::from(message.head_octets));
+        let head_right = head.is_some_and(|head| {
+            format::checksum_at(seed, message.head_offset, &head) == message.head_checksum
+        });
+        let entry_right = |entry: &Entry| {
+            read(entry.record_offset, u64::from(entry.record_octets)).is_some_and(|record| {
+                format::checksum_at(seed, entry.record_offset, &record) == entry.record_checksum
+            })
+        };
+        if !head_right || !entries.iter().all(entry_right) {
+            return false;
+        }
+        if message.extents == 0 {
+            return read(message.body_offset, message.body_octets).is_some_and(|body| {
+                format::checksum_at(seed, message.body_offset, &body) == message.body_checksum
+            });
+        }
+        let mut left = message.body_octets;
+        extents.iter().all(|place| {
+            let octets = left.min(limits::EXTENT_OCTETS);
+            left -= octets;
+            let found = self.queue.segments.iter().position(|s| {
+                s.header.segment == place.segment && s.header.kind == SegmentKind::Extents
+            });
+            found.is_some_and(|at| {
+                let offset = self.queue.segments[at].geometry.extent_offset(place.index);
+                self.read(at, offset, octets).is_some_and(|part| {
+                    let spool = self.queue.options.spool;
+                    read::extent_checksum(spool, place, &part) == place.checksum
+                })
+            })
+        })
+    }
+
+    fn read(&self, segment: usize, offset: u64, octets: u64) -> Option<Vec<u8>> {
+        let end = offset.checked_add(octets)?;
+        if end > self.queue.segments[segment].geometry.octets {
+            return None;
+        }
+        let mut buffer = vec![0; usize::try_from(octets).ok()?];
+        self.medium.read_at(&self.files[segment], offset, &mut buffer).ok()?;
+        Some(buffer)
+    }
+
+    /// Of several copies of a recipient the highest counts, whatever has become of it.
+    fn supersede(&mut self) {
+        let mut highest: HashMap<(Mid, Rid), u16> = HashMap::new();
+        for (segment, first, entries) in std::mem::take(&mut self.copies) {
+            for slot in first..first + entries {
+                if let Ok(Slot::Entry(entry)) = self.queue.segments[segment].slot(slot) {
+                    let copy = highest.entry((entry.mid, entry.rid)).or_default();
+                    *copy = (*copy).max(entry.copy);
+                }
+            }
+        }
+        if highest.is_empty() {
+            return;
+        }
+        let mut handles = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.queue.walk(at, 1 << 16, &mut handles);
+        }
+        for handle in handles {
+            for (rid, mid, copy) in self.queue.copies_of(handle) {
+                if highest.get(&(mid, rid)).is_some_and(|highest| *highest > copy)
+                    && self.queue.superseded(handle, rid)
+                {
+                    let text = format!("MID {mid} RID {rid}: copy {copy} is not the last");
+                    self.recovered.note(RecoveryCase::Superseded, text);
+                }
+            }
+        }
+    }
+
+    /// What is believed from now on is on disk: the crash before may have left it in the page
+    /// cache only, and what counts as settled here may be overwritten next.
+    fn sync_all(&mut self) {
+        for (segment, file) in self.queue.segments.iter_mut().zip(&self.files) {
+            segment.dirty_since = None;
+            if !segment.poisoned && self.medium.sync(file).is_err() {
+                segment.poisoned = true;
+            }
+        }
+    }
+
+    fn derive_extents(&mut self) {
+        for (position, segment) in self.queue.segments.iter().enumerate() {
+            if segment.header.kind == SegmentKind::Extents && !segment.poisoned {
+                let name = segment.header.segment;
+                let free = (0..segment.geometry.extents())
+                    .rev()
+                    .filter(|index| !self.extents_used.contains(&(name, *index)));
+                self.queue.extents_free.extend(free.map(|index| (position, index)));
+            }
+        }
+    }
+
+    fn choose_active(&mut self) -> io::Result<()> {
+        let queue = &mut self.queue;
+        let roomy = |s: &Segment| {
+            let messages = s.header.kind == SegmentKind::Messages;
+            messages
+                && s.appendable
+                && !s.poisoned
+                && s.header.octets == queue.options.segment_octets
+        };
+        let candidates = queue.segments.iter().enumerate().filter(|(_, s)| roomy(s));
+        let best = candidates.max_by_key(|(_, s)| (s.next_slot > 0, s.slots_left()));
+        queue.active = best.map(|(position, _)| position);
+        for segment in 0..queue.segments.len() {
+            if queue.active != Some(segment) {
+                queue.segments[segment].seal();
+                if queue.segments[segment].header.octets == queue.options.segment_octets {
+                    queue.free_if_empty(segment);
+                }
+            }
+        }
+        if queue.segments.iter().all(|s| s.poisoned || s.header.kind == SegmentKind::Extents) {
+            queue.last_segment_number += 1;
+            let name = SegmentId::new(queue.options.shard.0, queue.last_segment_number);
+            let header = queue.fresh_header(SegmentKind::Messages, name);
+            let file = self.medium.make(name, header.octets, &header.encode())?;
+            let geometry = Geometry::of(header.kind, header.octets);
+            let mut segment = Segment::new(header, self.medium.map(&file, geometry.body_offset)?);
+            segment.appendable = true;
+            self.files.push(file);
+            queue.active = Some(queue.segments.len());
+            queue.segments.push(segment);
+        }
+        Ok(())
+    }
+
+    fn reserve_ids(&mut self) -> io::Result<()> {
+        let queue = &mut self.queue;
+        // Ids seen in use count even if the header that reserved them was damaged.
+        let floor = self.mid_max / limits::ID_BLOCK + 1;
+        // Relaxed: see Ids.
+        queue.options.next_block.fetch_max(floor, Ordering::Relaxed);
+        queue.ids.take_blocks(START_BLOCKS);
+        let good = queue.active.or_else(|| queue.segments.iter().position(|s| !s.poisoned));
+        let Some(good) = good else { return Err(io::Error::other("no usable segment")) };
+        let segment = &mut queue.segments[good];
+        segment.store_header(queue.ids.block_max());
+        self.medium.sync(&self.files[good])?;
+        segment.header.durable_slots = segment.next_slot;
+        segment.header.durable_body_end = segment.next_body;
+        queue.ids.reserved(segment.header.id_block_max);
+        Ok(())
+    }
+
+    fn label(&self, segment: usize) -> String {
+        label(self.queue.segments[segment].header.segment)
+    }
+}
+
+/// What the scan of a table finds.
+enum Found {
+    /// A whole group.
+    Group {
+        message_slot: u32,
+        message: MessageSlot,
+        entries: Vec<Entry>,
+        extents: Vec<ExtentPlace>,
+    },
+    /// Entries without a message slot that fits.
+    Broken { first: u32, entries: Vec<Entry>, behind: bool },
+    /// A slot before the durable point that cannot be read.
+    BadSlot { index: u32 },
+}
+
+/// The scan of one table, slot by slot.
+struct Scan {
+    durable: u32,
+    first: u32,
+    entries: Vec<Entry>,
+    extents: Vec<ExtentPlace>,
+    extent_slots: u32,
+    /// Behind the last slot of the last whole group.
+    end: u32,
+    body_end: u64,
+    /// First slot of what does not hold together.
+    spoiled: Option<u32>,
+    /// Something stands behind the clean part: no more appends.
+    unclean: bool,
+}
+
+impl Scan {
+    fn new(durable: u32) -> Self {
+        Self {
+            durable,
+            first: 0,
+            entries: Vec::new(),
+            extents: Vec::new(),
+            extent_slots: 0,
+            end: 0,
+            body_end: 0,
+            spoiled: None,
+            unclean: false,
+        }
+    }
+
+    fn take(&mut self, index: u32, slot: Result<Slot, SlotFault>) -> Vec<Found> {
+        let open = !self.entries.is_empty() || self.extent_slots > 0;
+        match slot {
+            Ok(Slot::Entry(entry)) => {
+                let joins = self.extent_slots == 0
+                    && self.entries.last().is_none_or(|last| {
+                        last.mid == entry.mid
+                            && last.copy == entry.copy
+                            && last.distance == entry.distance + 1
+                    });
+                let before = if open && !joins { self.close() } else { Vec::new() };
+                if self.entries.is_empty() {
+                    self.first = index;
+                }
+                self.entries.push(entry);
+                before
+            }
+            Ok(Slot::Extents(part)) => {
+                if !open {
+                    self.first = index;
+                }
+                self.extent_slots += 1;
+                self.extents.extend(part.places);
+                Vec::new()
+            }
+            Ok(Slot::Message(message)) => self.message(index, message),
+            Err(fault) => {
+                let mut found = if open { self.close() } else { Vec::new() };
+                if index < self.durable {
+                    self.spoil(index);
+                    found.push(Found::BadSlot { index });
+                } else if fault == SlotFault::Bad {
+                    self.spoil(index);
+                }
+                found
+            }
+        }
+    }
+
+    fn message(&mut self, index: u32, message: MessageSlot) -> Vec<Found> {
+        let octets = message.body_octets.div_ceil(limits::EXTENT_OCTETS);
+        let extents_right = self.extents.len() as u64 == u64::from(message.extents)
+            && self.extent_slots == message.extent_slots
+            && (message.extents == 0 || octets == u64::from(message.extents));
+        let fits = extents_right
+            && self.entries.len() as u64 == u64::from(message.entries)
+            && message.entries > 0
+            && self.first + message.group_slots() == index + 1
+            && self.entries.iter().all(|e| e.mid == message.mid && e.copy == message.copy)
+            && self.entries.first().is_some_and(|e| self.first + e.distance == index);
+        if !fits {
+            if self.entries.is_empty() {
+                self.first = index;
+            }
+            self.extent_slots += 1;
+            return self.close();
+        }
+        if self.end != self.first {
+            // Slots were skipped: what stands here was stored by a commit that came only in part.
+            self.unclean = true;
+        }
+        self.end = index + 1;
+        self.extent_slots = 0;
+        vec![Found::Group {
+            message_slot: index,
+            message,
+            entries: std::mem::take(&mut self.entries),
+            extents: std::mem::take(&mut self.extents),
+        }]
+    }
+
+    fn close(&mut self) -> Vec<Found> {
+        self.extents.clear();
+        self.extent_slots = 0;
+        self.spoil(self.first);
+        let entries = std::mem::take(&mut self.entries);
+        vec![Found::Broken { first: self.first, entries, behind: self.first >= self.durable }]
+    }
+
+    fn end(&mut self) -> Vec<Found> {
+        let open = !self.entries.is_empty() || self.extent_slots > 0;
+        if open { self.close() } else { Vec::new() }
+    }
+
+    fn spoil(&mut self, slot: u32) {
+        self.unclean = true;
+        self.spoiled = Some(self.spoiled.map_or(slot, |before| before.min(slot)));
+    }
+
+    fn reach(&mut self, message: &MessageSlot) {
+        let envelope_end = message.head_offset + u64::from(message.envelope_octets);
+        let body_end = if message.extents == 0 {
+            message.body_offset.saturating_add(message.body_octets)
+        } else {
+            0
+        };
+        self.body_end = self.body_end.max(envelope_end).max(body_end);
+    }
+
+    /// How far the durable point may go: never over what does not hold together behind it, or
+    /// the next start would take it for damage.
+    fn clean_end(&self) -> u32 {
+        self.spoiled.map_or(self.end, |spoiled| spoiled.min(self.end)).max(self.durable)
+    }
+}
+
+fn by_message(list: &mut Vec<(Mid, Vec<Rid>)>, mid: Mid, rid: Rid) {
+    match list.last_mut() {
+        Some((last, rids)) if *last == mid => rids.push(rid),
+        _ => list.push((mid, vec![rid])),
+    }
+}
+
+fn label(segment: SegmentId) -> String {
+    format!("shard-{:02}/{:06x}.segment", segment.directory(), segment.number())
+}

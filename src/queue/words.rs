@@ -1,0 +1,201 @@
+//! State words: what becomes of recipients, one aligned store each.
+//!
+//! Owns: the moves between states and the counts. Never: the decision (`settle`), or a wait.
+
+use super::format::{OutcomeWord, Slot, State, StateWord};
+use super::{LastOutcome, Queue, index};
+use crate::mail::{Accepted, Handle, Mid, Mono, PossiblyAccepted, Rid, Wall};
+
+/// What a change came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a change that was not applied must not be counted"]
+pub struct Change {
+    /// False: the recipient is not (or no longer) in this state of affairs: settled or held
+    /// meanwhile, by the operator or by damage. Count nothing.
+    pub applied: bool,
+    /// The handle has no unsettled recipient left: it is gone and may be given to others.
+    pub handle_gone: bool,
+}
+
+const NOT_APPLIED: Change = Change { applied: false, handle_gone: false };
+
+impl Queue {
+    /// Marks recipients as in flight: before the first octet of the body is sent. Gives those
+    /// that were marked: pending, and not in flight yet.
+    #[must_use]
+    pub fn begin(&mut self, handle: Handle, rids: &[Rid]) -> Vec<Rid> {
+        let Some(record) = self.index.get(handle) else { return Vec::new() };
+        let mut begun = Vec::with_capacity(rids.len());
+        for rid in rids {
+            let Some((slot, word)) = self.pending_word(record, *rid) else { continue };
+            if !word.in_flight {
+                self.put(record, slot, StateWord { in_flight: true, ..word });
+                begun.push(*rid);
+            }
+        }
+        begun
+    }
+
+    /// A next hop took it.
+    pub fn delivered(&mut self, handle: Handle, rid: Rid, _proof: &Accepted) -> Change {
+        self.settle(handle, rid, State::Delivered)
+    }
+
+    /// A next hop may have it, and the configuration counts that as delivered.
+    pub fn possibly_delivered(
+        &mut self,
+        handle: Handle,
+        rid: Rid,
+        _proof: &PossiblyAccepted,
+    ) -> Change {
+        self.settle(handle, rid, State::Delivered)
+    }
+
+    /// Failed for good.
+    pub fn bounced(&mut self, handle: Handle, rid: Rid, last: &LastOutcome) -> Change {
+        if let Some(record) = self.index.get(handle)
+            && let Some((slot, _)) = self.pending_word(record, rid)
+        {
+            self.put_outcome(record, slot, last);
+        }
+        self.settle(handle, rid, State::Bounced)
+    }
+
+    /// Discarded by its route.
+    pub fn discarded(&mut self, handle: Handle, rid: Rid) -> Change {
+        self.settle(handle, rid, State::Discarded)
+    }
+
+    /// Deleted by the operator: held recipients too.
+    pub fn deleted(&mut self, handle: Handle, rid: Rid) -> Change {
+        self.settle(handle, rid, State::Deleted)
+    }
+
+    /// Failed for now: attempts made in all, and when the next one is due.
+    pub fn defer(
+        &mut self,
+        handle: Handle,
+        rid: Rid,
+        last: &LastOutcome,
+        attempts: u32,
+        next_attempt: Wall,
+    ) -> Change {
+        let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
+        let Some((slot, word)) = self.pending_word(record, rid) else { return NOT_APPLIED };
+        self.put_outcome(record, slot, last);
+        let word = StateWord {
+            state: State::Deferred,
+            in_flight: false,
+            attempts: u16::try_from(attempts).unwrap_or(u16::MAX),
+            next_attempt,
+            ..word
+        };
+        self.put(record, slot, word);
+        Change { applied: true, handle_gone: false }
+    }
+
+    /// Out of flight, untried: as it was before [`Self::begin`].
+    pub fn release(&mut self, handle: Handle, rid: Rid) -> Change {
+        let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
+        let Some((slot, word)) = self.pending_word(record, rid) else { return NOT_APPLIED };
+        if word.in_flight {
+            self.put(record, slot, StateWord { in_flight: false, ..word });
+        }
+        Change { applied: word.in_flight, handle_gone: false }
+    }
+
+    /// Holds a recipient whose octets are not what was written.
+    pub(super) fn hold_damaged(&mut self, handle: Handle, rid: Rid) -> bool {
+        let Some(record) = self.index.get(handle) else { return false };
+        let Some((slot, word)) = self.pending_word(record, rid) else { return false };
+        self.put(record, slot, StateWord { state: State::Damaged, in_flight: false, ..word });
+        self.counts.pending -= 1;
+        self.counts.damaged += 1;
+        true
+    }
+
+    /// The recipients of a handle with their message and copy number.
+    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, u16)> {
+        let Some(record) = self.index.get(handle) else { return Vec::new() };
+        let segment = &self.segments[usize::from(record.segment)];
+        let slots = record.first_slot..record.first_slot + u32::from(record.entries);
+        let entry = |slot| match segment.slot(slot) {
+            Ok(Slot::Entry(entry)) => Some((entry.rid, entry.mid, entry.copy)),
+            Ok(Slot::Message(_) | Slot::Extents(_)) | Err(_) => None,
+        };
+        slots.filter_map(entry).collect()
+    }
+
+    /// A higher copy of the recipient stands elsewhere.
+    pub(super) fn superseded(&mut self, handle: Handle, rid: Rid) -> bool {
+        self.settle(handle, rid, State::Moved).applied
+    }
+
+    fn settle(&mut self, handle: Handle, rid: Rid, state: State) -> Change {
+        let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
+        let Some(slot) = self.slot_of(record, rid) else { return NOT_APPLIED };
+        let segment = usize::from(record.segment);
+        let word = self.segments[segment].state(slot);
+        let counted = match word.state {
+            State::Ready | State::Deferred => &mut self.counts.pending,
+            State::Poison if matches!(state, State::Deleted | State::Moved) => {
+                &mut self.counts.poison
+            }
+            State::Damaged if matches!(state, State::Deleted | State::Moved) => {
+                &mut self.counts.damaged
+            }
+            State::Poison | State::Damaged | State::Moved => return NOT_APPLIED,
+            State::Delivered | State::Bounced | State::Discarded | State::Deleted => {
+                return NOT_APPLIED;
+            }
+        };
+        *counted -= 1;
+        self.put(record, slot, StateWord { state, in_flight: false, ..word });
+        self.segments[segment].live -= 1;
+        let handle_gone = self.index.settle(handle);
+        if handle_gone {
+            self.settle_extents(segment, record.message_slot);
+        }
+        Change { applied: true, handle_gone }
+    }
+
+    /// When all of a message is settled, its extents become free with the next sync of the words
+    /// that say so: not before, or a power cut could leave a live message without its body.
+    pub(super) fn settle_extents(&mut self, segment: usize, message_slot: u32) {
+        let live = &mut self.segments[segment];
+        let Ok(Slot::Message(message)) = live.slot(message_slot) else { return };
+        if message.extents == 0 {
+            return;
+        }
+        let first = message_slot + 1 - message.group_slots();
+        let extents = first + message.entries;
+        if (first..extents).any(|slot| !live.state(slot).state.is_settled()) {
+            return;
+        }
+        for slot in extents..message_slot {
+            if let Ok(Slot::Extents(part)) = live.slot(slot) {
+                live.extents_settled.extend(part.places);
+            }
+        }
+    }
+
+    fn pending_word(&self, record: index::Record, rid: Rid) -> Option<(u32, StateWord)> {
+        let slot = self.slot_of(record, rid)?;
+        let word = self.segments[usize::from(record.segment)].state(slot);
+        word.state.is_pending().then_some((slot, word))
+    }
+
+    fn put(&mut self, record: index::Record, slot: u32, word: StateWord) {
+        let now: Mono = self.now;
+        self.segments[usize::from(record.segment)].store_state(slot, word, now);
+    }
+
+    fn put_outcome(&mut self, record: index::Record, slot: u32, last: &LastOutcome) {
+        let now = self.now;
+        let segment = &mut self.segments[usize::from(record.segment)];
+        let host = last.host.as_ref().and_then(|host| segment.host_index(host));
+        let word =
+            OutcomeWord { code: last.code, status: last.status, host, warnings: last.warnings };
+        segment.store_outcome(slot, word, now);
+    }
+}
