@@ -1,0 +1,42 @@
+//! SIGINT and SIGTERM for verbs that run until they are told to end.
+//!
+//! Owns: the thread that waits for the signals. Never: what ending means.
+
+use std::io;
+use std::sync::mpsc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::Exit;
+
+/// Calls `stop` at the first SIGINT or SIGTERM; a second one ends the process at once. When this
+/// returns, the signals are caught.
+///
+/// # Errors
+/// The system gives no thread or no signal handler.
+pub(super) fn on_stop(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let (caught, ready) = mpsc::sync_channel(1);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let watch = async {
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            // Who waits for this is gone only when the process ends.
+            caught.send(Ok(())).unwrap_or_default();
+            let mut stop = Some(stop);
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                match stop.take() {
+                    Some(stop) => stop(),
+                    None => std::process::exit(Exit::TempFail as i32),
+                }
+            }
+        };
+        let ended: io::Result<()> = runtime.and_then(|runtime| runtime.block_on(watch));
+        caught.send(ended).unwrap_or_default();
+    })?;
+    ready.recv().map_err(io::Error::other)?
+}
