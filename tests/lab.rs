@@ -5,7 +5,9 @@
     reason = "a test may fail and reads time"
 )]
 
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use ringpost::lab::sink::{Answered, Behaviour, Sink, SinkHandle, SinkOptions, Stage};
@@ -145,8 +147,12 @@ fn a_host_dies_and_comes_back_and_retry_delivers_all() {
     let sender = std::thread::spawn(move || {
         source::run(SourceOptions { sessions: 3, retry: true, ..options(to, 300) }).unwrap()
     });
+    let mut idle = TcpStream::connect(to).unwrap();
+    idle.read_exact(&mut [0; 4]).unwrap();
     wait_until(|| sink.counts().messages >= 50);
     sink.die().unwrap();
+    let broken = std::io::copy(&mut idle, &mut std::io::sink()).unwrap_err();
+    assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
     assert_eq!(sink.counts().connections_open, 0);
     let refused = TcpStream::connect(to).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
@@ -239,6 +245,71 @@ fn a_taken_port_is_an_error() {
     let first = sink(Behaviour::default());
     let second = Sink::start(SinkOptions { listen: vec![first.address()], ..Default::default() });
     assert_eq!(second.unwrap_err().kind(), std::io::ErrorKind::AddrInUse);
+}
+
+/// The program's own sink, on a free port.
+fn program_sink(arguments: &[&str]) -> (Child, String) {
+    let mut sink = Command::new(env!("CARGO_BIN_EXE_ringpost"))
+        .args(["sink", "--json", "--listen", "127.0.0.1:0"])
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(sink.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let address = line.strip_prefix("listening on ").unwrap().trim().to_owned();
+    (sink, address)
+}
+
+fn program_source(to: &str, arguments: &[&str]) -> Command {
+    let mut source = Command::new(env!("CARGO_BIN_EXE_ringpost"));
+    source.args(["source", "--json", "--to", to]).args(arguments);
+    source.stdout(Stdio::piped()).stderr(Stdio::piped());
+    source
+}
+
+/// Ends a program by SIGTERM; its exit code and the line of JSON that it printed.
+fn terminate(program: Child) -> (Option<i32>, serde_json::Value) {
+    let id = rustix::process::Pid::from_child(&program);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    json(&program.wait_with_output().unwrap())
+}
+
+fn json(output: &Output) -> (Option<i32>, serde_json::Value) {
+    let text = std::str::from_utf8(&output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    (output.status.code(), serde_json::from_str(text).unwrap())
+}
+
+#[test]
+fn the_verbs_end_with_a_summary_and_the_right_code() {
+    let (sink, to) = program_sink(&[]);
+    let many = ["--messages", "500", "--sessions", "3", "--bdat", "--window", "8"];
+    let (code, report) = json(&program_source(&to, &many).output().unwrap());
+    assert_eq!((code, &report["acknowledged"]), (Some(0), &500.into()));
+    let slow = program_source(&to, &["--messages", "1000", "--rate", "50"]).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let (code, report) = terminate(slow);
+    let acknowledged = report["acknowledged"].as_u64().unwrap();
+    assert!(code == Some(75) && (1..1000).contains(&acknowledged), "{code:?} {report}");
+    let (code, report) = terminate(sink);
+    // The signal may have come between a message and its 250.
+    let accepted = report["messages"].as_u64().unwrap() - 500;
+    assert!(code == Some(0) && (acknowledged..=acknowledged + 1).contains(&accepted), "{report}");
+}
+
+#[test]
+fn refusals_by_the_program_are_told_in_one_line() {
+    let (sink, to) = program_sink(&["--reply", "RCPT=450 4.2.0 busy\\nlater", "--no-chunking"]);
+    let output = program_source(&to, &["--messages", "3", "--bdat"]).output().unwrap();
+    let error = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(error.contains("3 times 450") && error.lines().count() == 1, "{error}");
+    let (code, report) = json(&output);
+    assert_eq!((code, &report["refused"]["450"]), (Some(75), &3.into()));
+    terminate(sink);
+    let output = program_source(&to, &["--messages", "1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(69));
 }
 
 fn wait_until(mut reached: impl FnMut() -> bool) {

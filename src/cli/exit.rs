@@ -54,8 +54,8 @@ impl CliError {
         CliError { exit, line: words.join(" ") }
     }
 
-    /// What clap found wrong, without its further paragraphs.
-    pub(super) fn usage(error: &clap::Error) -> CliError {
+    /// What clap found wrong, without its further paragraphs; `verb` is whose help explains it.
+    pub(super) fn usage(error: &clap::Error, verb: &str) -> CliError {
         if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
             let what = "'ringpost' requires a subcommand; see 'ringpost --help'";
             return CliError::new(Exit::Usage, what);
@@ -63,13 +63,7 @@ impl CliError {
         let text = error.to_string();
         let text = text.strip_prefix("error: ").unwrap_or(&text);
         let first = text.split("\n\n").next().unwrap_or(text);
-        let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
-        let verb: Vec<&str> = usage
-            .unwrap_or("ringpost")
-            .split_whitespace()
-            .take_while(|word| !word.starts_with(['-', '<', '[']))
-            .collect();
-        CliError::new(Exit::Usage, format!("{first}; see '{} --help'", verb.join(" ")))
+        CliError::new(Exit::Usage, format!("{first}; see '{verb} --help'"))
     }
 
     /// The code to exit with.

@@ -9,14 +9,14 @@
 
 mod args;
 mod exit;
-mod signals;
+mod process;
 mod sink;
 mod source;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use exit::{CliError, Exit};
 
@@ -48,21 +48,28 @@ impl Verb {
 /// # Errors
 /// What the verb could not do, or a usage error; [`CliError::report`] turns it into one line.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, CliError> {
-    match Arguments::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    match Arguments::try_parse_from(&arguments) {
         Ok(arguments) => Ok(arguments.verb.run()?.into()),
         Err(error) if !error.use_stderr() => {
             // Help or version. A reader that went away has seen enough of it.
             error.print().unwrap_or_default();
             Ok(Exit::Ok.into())
         }
-        Err(error) => Err(CliError::usage(&error)),
+        Err(error) => Err(CliError::usage(&error, &named_verb(&arguments))),
     }
+}
+
+/// `ringpost`, with the verb behind it if the arguments name one.
+fn named_verb(arguments: &[OsString]) -> String {
+    let first = arguments.get(1).and_then(|word| word.to_str());
+    let command = Arguments::command();
+    let verb = first.and_then(|word| command.find_subcommand(word));
+    verb.map_or("ringpost".to_owned(), |verb| format!("ringpost {}", verb.get_name()))
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -81,7 +88,7 @@ mod tests {
         let table: &[(&[&str], &str)] = &[
             (&[], "requires a subcommand"),
             (&["sin"], "unrecognized subcommand 'sin'"),
-            (&["sink"], "--listen"),
+            (&["sink"], "see 'ringpost sink --help'"),
             (&["sink", "--listen", "127.0.0.1:0", "--drop-at", "never"], "connect greeting"),
             (&["sink", "--listen", "127.0.0.1:0", "--reply", "RCPT"], "COMMAND=REPLY"),
             (&["sink", "--listen", "127.0.0.1:0", "--delay", "5x"], "ms, s, m, h"),

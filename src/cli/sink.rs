@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::lab::sink::{Answered, Behaviour, Sink, SinkOptions, Stage};
 
-use super::{CliError, Exit, args, signals};
+use super::{CliError, Exit, args, process};
 
 /// Accept mail and throw it away, as fast as it comes; or fail at any step of the dialogue.
 #[derive(clap::Args, Debug)]
@@ -70,17 +70,19 @@ fn reply(text: &str) -> Result<(Answered, String), String> {
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let json = self.json;
+        process::raise_descriptor_limit();
         let sink = Sink::start(self.into_options()).map_err(|error| {
             let exit = match error.kind() {
                 io::ErrorKind::PermissionDenied => Exit::NoPerm,
                 io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable => Exit::Unavailable,
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Exit::IoErr,
                 _ => Exit::OsErr,
             };
             let what = "cannot start the sink";
             CliError::new(exit, format!("{what}: {error}; check --listen, --dump, --count-file"))
         })?;
         let stopper = sink.stopper();
-        signals::on_stop(move || stopper.stop()).map_err(|error| {
+        process::on_stop(move || stopper.stop()).map_err(|error| {
             CliError::new(Exit::OsErr, format!("cannot catch signals: {error}"))
         })?;
         for address in sink.addresses() {

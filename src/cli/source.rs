@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::lab::source::{Progress, SourceError, SourceOptions, SourceReport, run_watched};
 
-use super::{CliError, Exit, args, signals};
+use super::{CliError, Exit, args, process};
 
 /// How often the progress bar moves.
 const BAR_PERIOD: Duration = Duration::from_millis(100);
@@ -88,9 +88,10 @@ pub(super) struct Arguments {
 impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let json = self.json;
+        process::raise_descriptor_limit();
         let progress = Arc::new(Progress::default());
         let watched = Arc::clone(&progress);
-        signals::on_stop(move || watched.stop()).map_err(|error| {
+        process::on_stop(move || watched.stop()).map_err(|error| {
             CliError::new(Exit::OsErr, format!("cannot catch signals: {error}"))
         })?;
         let bar = Bar::start(self.messages, Arc::clone(&progress), !json);

@@ -462,6 +462,49 @@ mod tests {
         assert_eq!(talk(&behaviour, &octets).0, whole);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn foreign_octets_give_the_same_replies_however_they_are_cut(
+            pieces in proptest::collection::vec((0..FRAGMENTS.len(), 1..9_usize), 0..40),
+        ) {
+            let input: Vec<u8> =
+                pieces.iter().flat_map(|(which, _)| FRAGMENTS[*which]).copied().collect();
+            let mut rest = input.as_slice();
+            let mut cuts = Vec::new();
+            for (_, octets) in &pieces {
+                let (head, tail) = rest.split_at(rest.len().min(*octets));
+                cuts.push(head);
+                rest = tail;
+            }
+            cuts.push(rest);
+            let (whole, _, shared) = talk(&Behaviour::default(), &[&input]);
+            let (replies, _, shared_cut) = talk(&Behaviour::default(), &cuts);
+            proptest::prop_assert_eq!(replies, whole);
+            proptest::prop_assert_eq!(shared.counts(), shared_cut.counts());
+            proptest::prop_assert_eq!(shared.ledger().ids(), shared_cut.ledger().ids());
+        }
+    }
+
+    /// Joined at random: whole dialogues, broken ones, and ends of data in all disguises.
+    const FRAGMENTS: [&[u8]; 16] = [
+        b"MAIL FROM:<a@b>\r\n",
+        b"RCPT TO:<c@d>\r\n",
+        b"MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n",
+        b"DATA\r\n",
+        b"\r\n.\r\n",
+        b".\r\n",
+        b"..\r\n",
+        b"\r",
+        b"\n",
+        b".",
+        b"X-Ledger: a\r\n",
+        b"BDAT 5\r\n",
+        b"BDAT 7 LAST\r\n",
+        b"BDAT 99999999999999999999\r\n",
+        b"\x00\xff\x80<>",
+        b"RSET\n",
+    ];
+
     #[test]
     fn commands_out_of_order_are_refused() {
         let table: &[(&[u8], &str)] = &[

@@ -1,10 +1,12 @@
-//! SIGINT and SIGTERM for verbs that run until they are told to end.
+//! What verbs that run for long need of the process: its signals and its descriptors.
 //!
-//! Owns: the thread that waits for the signals. Never: what ending means.
+//! Owns: the thread that waits for SIGINT and SIGTERM, and the soft limit of descriptors. Never:
+//! what ending means.
 
 use std::io;
 use std::sync::mpsc;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Exit;
@@ -39,4 +41,12 @@ pub(super) fn on_stop(stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
         caught.send(ended).unwrap_or_default();
     })?;
     ready.recv().map_err(io::Error::other)?
+}
+
+/// Raises the soft limit of open descriptors to the hard one. Where the system refuses, the limit
+/// stays, and is met as an error of the socket that passes it.
+pub(super) fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    setrlimit(Resource::Nofile, raised).unwrap_or_default();
 }
