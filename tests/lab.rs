@@ -5,8 +5,8 @@
     reason = "a test may fail and reads time"
 )]
 
-use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -127,6 +127,53 @@ fn refusals_are_counted_by_code_and_do_not_harm_the_next_message() {
             assert_ledgers_agree(&sink, &report);
         }
     }
+}
+
+#[test]
+fn a_stalled_or_mute_sink_is_given_up_in_time() {
+    let stalls = [Stage::Connect, Stage::Mail, Stage::Body, Stage::Dot]
+        .map(|stage| Behaviour { stall_at: Some(stage), ..Behaviour::default() });
+    let mutes = [Answered::Greeting, Answered::Rcpt].map(|at| Behaviour::default().reply(at, ""));
+    for behaviour in stalls.into_iter().chain(mutes) {
+        let sink = sink(behaviour);
+        let patience = Duration::from_millis(100);
+        let report = source::run(SourceOptions { patience, ..options(sink.address(), 1) }).unwrap();
+        assert_eq!(report.acknowledged, 0);
+        assert_eq!(report.last_error.as_deref(), Some("no answer in time"));
+    }
+}
+
+/// A peer that answers each burst of octets with the next text, whatever was said.
+fn canned_peer(answers: &'static [&'static str]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(b"220 canned\r\n").unwrap();
+        for answer in answers {
+            peer.set_read_timeout(None).unwrap();
+            let mut octets = [0; 65536];
+            while peer.read(&mut octets).is_ok_and(|count| count > 0) {
+                peer.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+            }
+            peer.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    address
+}
+
+#[test]
+fn a_transaction_left_open_by_a_refusal_costs_no_other_message() {
+    let to = canned_peer(&[
+        "250-canned\r\n250-CHUNKING\r\n250 PIPELINING\r\n",
+        "250 ok\r\n550 no\r\n503 none\r\n503 nested\r\n503 -\r\n503 -\r\n",
+        "250 reset\r\n250 ok\r\n250 ok\r\n250 done\r\n250 ok\r\n250 ok\r\n250 done\r\n",
+        "221 bye\r\n",
+    ]);
+    let report = source::run(SourceOptions { bdat: true, window: 2, ..options(to, 3) }).unwrap();
+    assert_eq!(report.refused.get(&550), Some(&1), "{report:?}");
+    assert_eq!((report.acknowledged, report.refused_total()), (2, 1), "{report:?}");
+    assert_eq!(report.acknowledged_ids, [1, 2]);
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub(super) enum Next {
     Read,
     /// It says nothing any more, and reads on.
     Mute,
+    /// It reads no more, and stays open.
+    Stall,
     /// It closes.
     Close,
 }
@@ -88,8 +90,8 @@ impl Turn<'_> {
         Next::Read
     }
 
-    fn drops_at(&self, stage: Stage) -> bool {
-        self.script.drop_at == Some(stage)
+    fn breaks_at(&self, stage: Stage) -> Option<Next> {
+        self.script.breaks_at(stage)
     }
 }
 
@@ -155,16 +157,16 @@ impl Dialogue {
                     self.command(turn, line)
                 }
                 Expect::Text => {
-                    if turn.drops_at(Stage::Body) {
-                        return Next::Close;
+                    if let Some(next) = turn.breaks_at(Stage::Body) {
+                        return next;
                     }
                     let (taken, ended) = self.take_text(turn, rest);
                     rest = &rest[taken..];
                     if ended { self.end_text(turn) } else { Next::Read }
                 }
                 Expect::Chunk { left, last, valid } => {
-                    if turn.drops_at(Stage::Body) {
-                        return Next::Close;
+                    if let Some(next) = turn.breaks_at(Stage::Body) {
+                        return next;
                     }
                     let (piece, after) = split_at_most(rest, left);
                     rest = after;
@@ -180,7 +182,7 @@ impl Dialogue {
             match next {
                 Next::Read => {}
                 Next::Mute => self.expect = Expect::Anything,
-                Next::Close => return Next::Close,
+                Next::Stall | Next::Close => return next,
             }
         }
         Next::Read
@@ -201,8 +203,8 @@ impl Dialogue {
             b"QUIT" => Some(Stage::Quit),
             _ => None,
         };
-        if stage.is_some_and(|stage| turn.drops_at(stage)) {
-            return Next::Close;
+        if let Some(next) = stage.and_then(|stage| turn.breaks_at(stage)) {
+            return next;
         }
         if self.refused && &verb != b"QUIT" {
             return turn.text("503 5.5.1 Not now");
@@ -356,8 +358,8 @@ impl Dialogue {
 
     fn end_message(&mut self, turn: &mut Turn<'_>, reply: &Reply) -> Next {
         self.expect = Expect::Command;
-        if turn.drops_at(Stage::Dot) {
-            return Next::Close;
+        if let Some(next) = turn.breaks_at(Stage::Dot) {
+            return next;
         }
         let kept = |envelope: &Envelope| {
             turn.shared.accept(envelope, self.recipients, self.octets, &self.kept)

@@ -6,6 +6,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::dialogue::Next;
+
 /// A place in the dialogue where a sink can close the connection in place of an answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stage {
@@ -130,6 +132,9 @@ pub struct Behaviour {
     pub recipients: Vec<(String, String)>,
     /// Where to break off.
     pub drop_at: Option<Stage>,
+    /// Where to stop reading and answering, with the connection left open until the sink ends or
+    /// resets it.
+    pub stall_at: Option<Stage>,
     /// How long each group of replies is held back; also the greeting.
     pub delay: Duration,
     /// Offer PIPELINING (RFC 2920).
@@ -147,6 +152,7 @@ impl Default for Behaviour {
             replies: Vec::new(),
             recipients: Vec::new(),
             drop_at: None,
+            stall_at: None,
             delay: Duration::ZERO,
             pipelining: true,
             chunking: true,
@@ -237,7 +243,8 @@ pub(super) struct Script {
     pub(super) rset: Reply,
     pub(super) quit: Reply,
     pub(super) recipients: Vec<(Vec<u8>, Reply)>,
-    pub(super) drop_at: Option<Stage>,
+    drop_at: Option<Stage>,
+    stall_at: Option<Stage>,
     pub(super) delay: Duration,
     pub(super) connections_max: Option<u64>,
 }
@@ -268,9 +275,20 @@ impl Script {
                 .map(|(part, text)| (part.clone().into_bytes(), Reply::new(text)))
                 .collect(),
             drop_at: behaviour.drop_at,
+            stall_at: behaviour.stall_at,
             delay: behaviour.delay,
             connections_max: behaviour.connections_max,
         }
+    }
+}
+
+impl Script {
+    /// How a connection ends or stops at `stage`, if it does.
+    pub(super) fn breaks_at(&self, stage: Stage) -> Option<Next> {
+        if self.drop_at == Some(stage) {
+            return Some(Next::Close);
+        }
+        (self.stall_at == Some(stage)).then_some(Next::Stall)
     }
 }
 

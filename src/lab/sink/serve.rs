@@ -256,8 +256,10 @@ async fn converse(peer: &mut Peer, scratch: &RefCell<Vec<u8>>) -> io::Result<()>
     let script = shared.script.load_full();
     let next = greet(peer, &script, &mut out);
     flush(peer, &script, &mut out).await?;
-    if next == Next::Close {
-        return Ok(());
+    match next {
+        Next::Read | Next::Mute => {}
+        Next::Stall => return std::future::pending().await,
+        Next::Close => return Ok(()),
     }
     let mut dialogue = Dialogue::new(&script.greeting);
     drop(script);
@@ -281,19 +283,23 @@ async fn converse(peer: &mut Peer, scratch: &RefCell<Vec<u8>>) -> io::Result<()>
         };
         flush(peer, &script, &mut out).await?;
         shared.notice_enough();
-        if next == Next::Close {
-            return Ok(());
+        match next {
+            Next::Read | Next::Mute => {}
+            Next::Stall => return std::future::pending().await,
+            Next::Close => return Ok(()),
         }
     }
 }
 
 fn greet(peer: &Peer, script: &Script, out: &mut Vec<u8>) -> Next {
-    if script.drop_at == Some(Stage::Connect) {
-        peer.reset_on_close();
-        return Next::Close;
+    if let Some(next) = script.breaks_at(Stage::Connect) {
+        if next == Next::Close {
+            peer.reset_on_close();
+        }
+        return next;
     }
-    if script.drop_at == Some(Stage::Greeting) {
-        return Next::Close;
+    if let Some(next) = script.breaks_at(Stage::Greeting) {
+        return next;
     }
     if script.connections_max.is_some_and(|most| peer.open > most) {
         out.extend_from_slice(b"421 4.7.0 Too many connections\r\n");
