@@ -177,6 +177,17 @@ fn a_transaction_left_open_by_a_refusal_costs_no_other_message() {
 }
 
 #[test]
+fn the_latency_is_that_of_the_final_reply() {
+    let sink = sink(Behaviour { delay: Duration::from_millis(20), ..Behaviour::default() });
+    for bdat in [false, true] {
+        let report = source::run(SourceOptions { bdat, ..options(sink.address(), 5) }).unwrap();
+        for measured_us in [report.p50_us, report.p99_us, report.p99_9_us] {
+            assert!((19_900..2_000_000).contains(&measured_us), "{report:?}");
+        }
+    }
+}
+
+#[test]
 fn some_recipients_refused_is_not_complete() {
     let sink = sink(Behaviour::default().reply_to_recipient("+1@", "550 5.1.1 no"));
     let options = SourceOptions { recipients: 2, ..options(sink.address(), 5) };

@@ -34,6 +34,9 @@ use tokio::time::Instant;
 
 use message::Mint;
 
+/// Longer waits for a reply count as this long: one hour.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+
 /// What a source is started with.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
@@ -309,7 +312,7 @@ impl Work {
             None => None,
         };
         let latency_us =
-            Histogram::new(3).map_err(|error| SourceError::Io(io::Error::other(error)))?;
+            Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).map_err(io::Error::other)?;
         let report = SourceReport {
             run: run.clone(),
             messages: options.messages,
