@@ -33,9 +33,11 @@ impl Mint {
                 return Err(SourceError::Text(text.escape_debug().to_string()));
             }
         }
+        // The null reverse-path is no address for the header (RFC 5322 3.6.2).
+        let author = if from.is_empty() { "mailer-daemon@source.ringpost.test" } else { from };
         let header = [
             format!(
-                "From: <{from}>\r\nTo: undisclosed-recipients:;\r\nSubject: {subject}\r\n\
+                "From: <{author}>\r\nTo: undisclosed-recipients:;\r\nSubject: {subject}\r\n\
                  Date: {date}\r\nMessage-ID: <{run}-"
             ),
             format!("@source.ringpost.test>\r\nX-Ledger: {run}-"),
@@ -243,6 +245,16 @@ mod tests {
         let head = String::from_utf8(out).unwrap();
         let octets: usize = head.split(' ').nth(1).unwrap().parse().unwrap();
         assert_eq!(head.split_once("LAST\r\n").unwrap().1.len(), octets);
+    }
+
+    #[test]
+    fn the_null_reverse_path_stays_out_of_the_header() {
+        let mint = mint(SourceOptions { from: String::new(), ..SourceOptions::default() });
+        let mut out = Vec::new();
+        mint.envelope(0, &mut out);
+        mint.text(0, &mut out);
+        assert!(out.starts_with(b"MAIL FROM:<>\r\n"));
+        assert!(memchr::memmem::find(&out, b"From: <>").is_none());
     }
 
     #[test]
