@@ -1,1 +1,12 @@
-//! lab
+//! The lab: our own SMTP test peers, shipped with the program.
+//!
+//! Owns: [`sink`], a receiver that takes mail fast and misbehaves on demand, and [`source`], a
+//! sender that measures. Tests, benches and the verbs of the same names use them. Never: any part
+//! of the delivery engine; both peers speak SMTP with code of their own, so that a fault in the
+//! engine's protocol code cannot hide in the peer that tests it.
+//!
+//! Both run on a thread of their own with their own runtime, and may be used from anywhere.
+
+pub mod sink;
+
+pub mod source;
