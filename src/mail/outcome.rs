@@ -108,6 +108,22 @@ pub enum RecipientOutcome {
     Untried,
 }
 
+impl RecipientOutcome {
+    /// True when a positive reply must have come before it, within its transaction: the host was
+    /// alive a moment ago.
+    #[must_use]
+    pub fn shows_life(&self) -> bool {
+        match self {
+            Self::Accepted(_) | Self::TooMany { .. } => true,
+            Self::Refused { stage, .. } => *stage > Stage::Mail,
+            Self::Unanswered { .. }
+            | Self::Uncertain { .. }
+            | Self::Unfit { .. }
+            | Self::Untried => false,
+        }
+    }
+}
+
 /// Why a connection brought no session, or why a session ended before its time.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConnectionFailure {

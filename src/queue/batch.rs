@@ -40,7 +40,7 @@ pub(super) struct Pending {
 
 impl Pending {
     fn body_octets(&self) -> u64 {
-        if self.extents > 0 { 0 } else { self.message.data.len() as u64 }
+        if self.extents > 0 { 0 } else { self.message.body.bytes.len() as u64 }
     }
 
     fn octets(&self) -> u64 {
@@ -266,7 +266,7 @@ impl Queue {
         let head_octets = head_texts(&message.envelope).octets();
         let recipient_octets: usize =
             recipients.iter().map(|recipient| recipient_texts(recipient).octets()).sum();
-        let body_octets = message.data.len() as u64;
+        let body_octets = message.body.bytes.len() as u64;
         if body_octets > limits::MESSAGE_OCTETS_MAX {
             return Err(Full::TooLarge);
         }
@@ -300,6 +300,29 @@ impl Queue {
             self.octets_makeable() / self.options.segment_octets
         };
         active + (coming as u64 + makeable) * body_max
+    }
+
+    /// Is there room for a message of about `octets` octets? For the answer to MAIL; what comes
+    /// at the same time may still take the room.
+    ///
+    /// # Errors
+    /// See [`Full`].
+    pub fn has_room(&self, octets: u64) -> Result<(), Full> {
+        let geometry = self.message_geometry();
+        let body_max = geometry.octets - geometry.body_offset;
+        if octets > self.options.octets_max {
+            return Err(Full::TooLarge);
+        }
+        if self.pending_octets + octets > self.room(body_max) {
+            return Err(Full::NoSpace);
+        }
+        Ok(())
+    }
+
+    /// True while a commit, a sync or the making of a segment is under way or due.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.purposes.is_empty() || !self.effects.is_empty() || self.commit.is_some()
     }
 
     fn extents_wanting(&self, pending: &Pending) -> u64 {
@@ -508,14 +531,14 @@ impl Queue {
             (at, place_body(message, place.seed, gather))
         };
         let slot = Slot::Message(MessageSlot {
-            flags: flags_of(&message.envelope, message.facts),
+            flags: flags_of(&message.envelope, message.body.facts),
             copy: 0,
             entries: count(pending.order.len()),
             mid: message.mid,
             cause: message.cause,
             arrival: message.arrival,
             sender_hash,
-            body_octets: message.data.len() as u64,
+            body_octets: message.body.bytes.len() as u64,
             head_offset,
             head_octets: count(pending.head_octets),
             head_checksum,
@@ -571,23 +594,23 @@ impl Queue {
 
     fn place_extents(&mut self, pending: &Pending, gather: &mut Gather) {
         let place = self.segments[gather.commit.segment].place;
-        let data = &pending.message.data;
+        let body = &pending.message.body;
         let mut places = Vec::with_capacity(pending.extents as usize);
         let extent_octets = usize::try_from(limits::EXTENT_OCTETS).unwrap_or(usize::MAX);
-        for start in (0..data.len()).step_by(extent_octets) {
+        for start in (0..body.bytes.len()).step_by(extent_octets) {
             let Some((segment, index)) = self.extents_free.pop() else {
                 unreachable!("the free extents were counted before")
             };
-            let end = data.len().min(start + extent_octets);
+            let end = body.bytes.len().min(start + extent_octets);
             let live = &self.segments[segment];
             let offset = live.geometry.extent_offset(index);
             places.push(ExtentPlace {
                 segment: live.header.segment,
                 generation: live.header.generation,
                 index,
-                checksum: format::checksum_at(live.place.seed, offset, &data[start..end]),
+                checksum: format::checksum_at(live.place.seed, offset, &body.bytes[start..end]),
             });
-            let chunk = Chunk::Shared { data: data.clone(), start, end };
+            let chunk = Chunk::Shared { body: body.clone(), start, end };
             gather.extent_writes.push((segment, offset, chunk));
             gather.commit.extents.push((segment, index));
             if !gather.commit.extent_segments.contains(&segment) {
@@ -736,7 +759,8 @@ impl Queue {
             for i in 0..count(entries.len()) {
                 self.segments[commit.segment].store_state(first + i, deleted, self.now);
             }
-            self.settle_extents(commit.segment, message.message_slot);
+            let gone = self.settle_message(commit.segment, message.message_slot);
+            assert!(gone, "all of it was just marked as deleted");
             self.events.push_back(Event::Failed { ticket: message.ticket });
         }
     }
@@ -875,15 +899,15 @@ impl Commit {
 }
 
 fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
-    let checksum = format::checksum_at(seed, gather.at, &message.data);
-    if message.data.len() <= COPY_OCTETS_MAX {
-        gather.buffer.extend_from_slice(&message.data);
+    let checksum = format::checksum_at(seed, gather.at, &message.body.bytes);
+    if message.body.bytes.len() <= COPY_OCTETS_MAX {
+        gather.buffer.extend_from_slice(&message.body.bytes);
     } else {
         gather.chunks.push(Chunk::Owned(std::mem::take(&mut gather.buffer)));
-        let (data, end) = (message.data.clone(), message.data.len());
-        gather.chunks.push(Chunk::Shared { data, start: 0, end });
+        let (body, end) = (message.body.clone(), message.body.bytes.len());
+        gather.chunks.push(Chunk::Shared { body, start: 0, end });
     }
-    gather.at += message.data.len() as u64;
+    gather.at += message.body.bytes.len() as u64;
     checksum
 }
 

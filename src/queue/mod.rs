@@ -30,9 +30,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::mail::{
-    Domain, Enhanced, Envelope, Handle, MessageFacts, Mid, Mono, ProofOfSafety, Rid, Wall,
-};
+use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSafety, Rid, Wall};
 
 mod batch;
 pub mod format;
@@ -85,10 +83,8 @@ pub struct NewMessage {
     pub listener: Arc<str>,
     /// The message that it reports on.
     pub cause: Option<Mid>,
-    /// The message, un-dot-stuffed.
-    pub data: Arc<Vec<u8>>,
-    /// What was seen in it.
-    pub facts: MessageFacts,
+    /// The message.
+    pub body: Arc<Body>,
 }
 
 /// Names an append until its commit is known.
@@ -122,7 +118,7 @@ pub enum Chunk {
     /// A part of a large body.
     Shared {
         /// The message.
-        data: Arc<Vec<u8>>,
+        body: Arc<Body>,
         /// First octet.
         start: usize,
         /// Behind the last octet.
@@ -134,7 +130,7 @@ impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
         match self {
             Self::Owned(octets) => octets,
-            Self::Shared { data, start, end } => &data[*start..*end],
+            Self::Shared { body, start, end } => &body.bytes[*start..*end],
         }
     }
 }

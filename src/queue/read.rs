@@ -14,8 +14,8 @@ use super::format::{
 use super::{LastOutcome, Queue, index};
 use crate::limits;
 use crate::mail::{
-    BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Notify, Recipient, Ret, Rid,
-    Wall,
+    Body, BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Notify, Recipient, Ret,
+    Rid, Wall,
 };
 
 /// One recipient of a handle, as the table shows it.
@@ -111,6 +111,16 @@ pub struct StoredMessage {
     pub facts: MessageFacts,
     /// Recipients of the handle whose own record was damaged: now held.
     pub held: Vec<Rid>,
+}
+
+impl StoredMessage {
+    /// The envelope and the message, for a session.
+    #[must_use]
+    pub fn into_parts(mut self) -> (Envelope, Arc<Body>) {
+        self.octets.truncate(self.body.end);
+        self.octets.drain(..self.body.start);
+        (self.envelope, Arc::new(Body { bytes: self.octets, facts: self.facts }))
+    }
 }
 
 /// What was read is not what was written: these recipients are held now.

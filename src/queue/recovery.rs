@@ -105,6 +105,30 @@ pub struct RecoveryNote {
     pub text: String,
 }
 
+impl RecoveryNote {
+    /// Does the operator have to look at it? Not at the ordinary traces of a crash.
+    #[must_use]
+    pub fn is_trouble(&self) -> bool {
+        match self.case {
+            RecoveryCase::Superseded | RecoveryCase::InFlight => false,
+            RecoveryCase::Foreign
+            | RecoveryCase::FutureVersion
+            | RecoveryCase::Truncated
+            | RecoveryCase::Unreadable
+            | RecoveryCase::TornGroup
+            | RecoveryCase::TornBody
+            | RecoveryCase::Damage
+            | RecoveryCase::Poison => true,
+        }
+    }
+}
+
+impl std::fmt::Display for RecoveryNote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.case.label(), self.text)
+    }
+}
+
 /// What a start found.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Recovered {

@@ -180,8 +180,10 @@ fn message(mid: u64, to: &[&str], body: &[u8]) -> NewMessage {
         bounce_profile: "default".into(),
         listener: "in".into(),
         cause: Some(Mid(3)),
-        data: Arc::new(body.to_vec()),
-        facts: MessageFacts { leading_dot: true, eight_bit: false, utf8_header: true },
+        body: Arc::new(Body {
+            bytes: body.to_vec(),
+            facts: MessageFacts { leading_dot: true, eight_bit: false, utf8_header: true },
+        }),
     }
 }
 
@@ -222,7 +224,7 @@ fn what_is_appended_is_settled_and_found_again() {
     assert_eq!(stored.envelope.recipients[1], expected.envelope.recipients[2]);
     assert_eq!(stored.envelope.envid, expected.envelope.envid);
     assert_eq!(&stored.octets[stored.body], b"one\r\n");
-    assert_eq!(stored.facts, expected.facts);
+    assert_eq!(stored.facts, expected.body.facts);
 
     assert_eq!(rig.queue.begin(b, &[Rid(0), Rid(2), Rid(1)]), [Rid(0), Rid(2)]);
     let change = rig.queue.delivered(b, Rid(0), &accepted());

@@ -15,9 +15,11 @@ pub struct Change {
     pub applied: bool,
     /// The handle has no unsettled recipient left: it is gone and may be given to others.
     pub handle_gone: bool,
+    /// The message has no unsettled recipient left in any domain.
+    pub message_gone: bool,
 }
 
-const NOT_APPLIED: Change = Change { applied: false, handle_gone: false };
+const NOT_APPLIED: Change = Change { applied: false, handle_gone: false, message_gone: false };
 
 impl Queue {
     /// Marks recipients as in flight: before the first octet of the body is sent. Gives those
@@ -91,7 +93,7 @@ impl Queue {
             ..word
         };
         self.put(record, slot, word);
-        Change { applied: true, handle_gone: false }
+        Change { applied: true, handle_gone: false, message_gone: false }
     }
 
     /// Out of flight, untried: as it was before [`Self::begin`].
@@ -101,7 +103,7 @@ impl Queue {
         if word.in_flight {
             self.put(record, slot, StateWord { in_flight: false, ..word });
         }
-        Change { applied: word.in_flight, handle_gone: false }
+        Change { applied: word.in_flight, handle_gone: false, message_gone: false }
     }
 
     /// Holds a recipient whose octets are not what was written.
@@ -153,30 +155,26 @@ impl Queue {
         self.put(record, slot, StateWord { state, in_flight: false, ..word });
         self.segments[segment].live -= 1;
         let handle_gone = self.index.settle(handle);
-        if handle_gone {
-            self.settle_extents(segment, record.message_slot);
-        }
-        Change { applied: true, handle_gone }
+        let message_gone = handle_gone && self.settle_message(segment, record.message_slot);
+        Change { applied: true, handle_gone, message_gone }
     }
 
-    /// When all of a message is settled, its extents become free with the next sync of the words
+    /// Is all of a message settled? Then its extents become free with the next sync of the words
     /// that say so: not before, or a power cut could leave a live message without its body.
-    pub(super) fn settle_extents(&mut self, segment: usize, message_slot: u32) {
+    pub(super) fn settle_message(&mut self, segment: usize, message_slot: u32) -> bool {
         let live = &mut self.segments[segment];
-        let Ok(Slot::Message(message)) = live.slot(message_slot) else { return };
-        if message.extents == 0 {
-            return;
-        }
+        let Ok(Slot::Message(message)) = live.slot(message_slot) else { return false };
         let first = message_slot + 1 - message.group_slots();
         let extents = first + message.entries;
         if (first..extents).any(|slot| !live.state(slot).state.is_settled()) {
-            return;
+            return false;
         }
         for slot in extents..message_slot {
             if let Ok(Slot::Extents(part)) = live.slot(slot) {
                 live.extents_settled.extend(part.places);
             }
         }
+        true
     }
 
     fn pending_word(&self, record: index::Record, rid: Rid) -> Option<(u32, StateWord)> {

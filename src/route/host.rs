@@ -19,6 +19,8 @@
 use std::cmp::Ordering;
 use std::net::SocketAddr;
 
+use crossbeam_utils::CachePadded;
+
 use super::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use super::permits::{Permits, Waiters};
 use crate::limits;
@@ -135,6 +137,15 @@ pub struct Host {
     train_window: AtomicU32,
     plain_until_ms: AtomicU64,
     used_ms: AtomicU64,
+    /// One per shard, each written by its shard alone.
+    tallies: Box<[CachePadded<Tally>]>,
+}
+
+/// What one shard did with a host.
+#[derive(Debug, Default)]
+struct Tally {
+    turns: AtomicU64,
+    delivered: AtomicU64,
 }
 
 impl Host {
@@ -158,7 +169,30 @@ impl Host {
             train_window: AtomicU32::new(0),
             plain_until_ms: AtomicU64::new(0),
             used_ms: AtomicU64::new(now.0),
+            tallies: (0..shards).map(|_| CachePadded::default()).collect(),
         }
+    }
+
+    /// A delivery of `shard` took a turn for it.
+    pub fn count_turn(&self, shard: ShardId) {
+        self.tallies[usize::from(shard.0)].turns.fetch_add(1, Relaxed);
+    }
+
+    /// It took `recipients` recipients from `shard`.
+    pub fn count_delivered(&self, shard: ShardId, recipients: u64) {
+        self.tallies[usize::from(shard.0)].delivered.fetch_add(recipients, Relaxed);
+    }
+
+    /// Turns taken for it since it is known.
+    #[must_use]
+    pub fn turns(&self) -> u64 {
+        self.tallies.iter().map(|tally| tally.turns.load(Relaxed)).sum()
+    }
+
+    /// Recipients it took since it is known.
+    #[must_use]
+    pub fn delivered(&self) -> u64 {
+        self.tallies.iter().map(|tally| tally.delivered.load(Relaxed)).sum()
     }
 
     /// Where it is.

@@ -232,6 +232,14 @@ impl Plan {
         self.picks(0..self.hosts.len()).any(up)
     }
 
+    /// True while a delivery that has `tried` these hosts may try another one now.
+    #[must_use]
+    pub fn has_untried(&self, now: Mono, tried: &HostSet) -> bool {
+        let usable = |pick: Pick<'_>| !is_down(pick.host.status(now));
+        tried.len() < self.tries_max
+            && self.picks(0..self.hosts.len()).any(|p| !tried.contains(p.index) && usable(p))
+    }
+
     /// True when no host may be used: each is down, waits for its probe, or is being probed.
     #[must_use]
     pub fn all_down(&self, now: Mono) -> bool {

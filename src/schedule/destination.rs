@@ -184,6 +184,12 @@ impl Destinations {
         None
     }
 
+    /// A delivery that stands in no list is under way until [`Destinations::done`]: one that
+    /// [`Destinations::sweep`] took out.
+    pub fn begin(&mut self, id: DestinationId) {
+        self.get_mut(id).under_way += 1;
+    }
+
     /// The delivery that [`Destinations::next_ready`] gave cannot go on now: it returns to the
     /// front, and its destination is passed over until it is poked.
     pub fn set_aside(&mut self, id: DestinationId, handle: Handle) {
@@ -191,6 +197,12 @@ impl Destinations {
         destination.under_way = less_one(destination.under_way);
         destination.ready.push_front(handle);
         destination.is_aside = true;
+    }
+
+    /// The delivery that [`Destinations::next_ready`] gave went on, but no other can: the
+    /// destination is passed over until it is poked.
+    pub fn pause(&mut self, id: DestinationId) {
+        self.get_mut(id).is_aside = true;
     }
 
     /// The destination may feed again.

@@ -37,6 +37,18 @@ impl<D> Lane<D> {
         Ok(())
     }
 
+    /// Takes a delivery that is bound to its turn, also when the lane is full: each destination
+    /// passes the bound by one at most, because it is paused until there is room.
+    pub fn push_bound(&mut self, delivery: D) {
+        self.deliveries.push_back(delivery);
+    }
+
+    /// The next delivery, left where it is.
+    #[must_use]
+    pub fn peek(&self) -> Option<&D> {
+        self.deliveries.front()
+    }
+
     /// Puts a delivery back at the front: handed to a session, but nothing of it was sent. May
     /// pass the bound by what sessions hold, for these deliveries have no other place.
     pub fn give_back(&mut self, delivery: D) {

@@ -28,4 +28,4 @@ pub mod recipient;
 pub mod report;
 
 pub use host::{ConnectionVerdict, HostEffect, LogReason};
-pub use recipient::{Context, PossibleDelivery, Verdict};
+pub use recipient::{Context, Verdict};

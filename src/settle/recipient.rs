@@ -4,16 +4,7 @@
 //! ([`crate::schedule::retry`]), or which host is next (`route`).
 
 use crate::mail::{Accepted, Enhanced, Failure, PossiblyAccepted, RecipientOutcome, Reply, Stage};
-
-/// What a lost reply to the final dot counts as.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum PossibleDelivery {
-    /// Not delivered: retried, at the price of a duplicate.
-    #[default]
-    Retry,
-    /// Delivered, at the price of a loss.
-    Delivered,
-}
+use crate::schedule::settings::PossibleDelivery;
 
 /// What a verdict depends on besides the outcome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -82,7 +82,7 @@ impl Shard {
             return self.settle_bounced(delivery.handle, delivery.mid, &delivery.rids, &last);
         };
         let envelope = new.envelope.clone();
-        let body = new.data.clone();
+        let body = new.body.clone();
         let stored = self.queue.borrow_mut().append(new);
         match stored {
             Ok(ticket) => {
@@ -137,7 +137,6 @@ impl Shard {
             profile,
             original: &message.body.bytes,
             original_octets: message.body.bytes.len() as u64,
-            original_facts: message.body.facts,
             failed: &failed,
         })?;
         let new = new_report(report, mid, delivery.mid, profile, now);
@@ -225,7 +224,7 @@ fn new_report(
         bounce_profile: profile.name.clone(),
         listener: "report".into(),
         cause: Some(of),
-        data: Arc::new(crate::mail::Body { bytes: report.bytes, facts: report.facts }),
+        body: Arc::new(crate::mail::Body { bytes: report.bytes, facts: report.facts }),
     }
 }
 

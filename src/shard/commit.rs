@@ -27,7 +27,12 @@ pub(super) enum Verdict {
 /// Who waits for a commit.
 pub(super) enum Waiter {
     /// A client's dialogue.
-    Client { mid: Mid, message: Arc<Message>, verdict: Rc<RefCell<Option<Verdict>>>, bell: Rc<Bell> },
+    Client {
+        mid: Mid,
+        message: Arc<Message>,
+        verdict: Rc<RefCell<Option<Verdict>>>,
+        bell: Rc<Bell>,
+    },
     /// Recipients that bounce when their report is stored.
     Report { of: Reported, mid: Mid, message: Arc<Message> },
 }
@@ -63,7 +68,7 @@ impl Shard {
                     None => Err(std::io::ErrorKind::NotFound.into()),
                 };
                 self.tell_disk_trouble("write", segment, &result);
-                self.queue.borrow_mut().handle_done(id, result, self.now().mono);
+                self.queue.borrow_mut().handle_done(id, result);
             }
             Effect::Sync { id, segment } => {
                 self.counters().queue_syncs.one();
@@ -72,7 +77,7 @@ impl Shard {
                     None => Err(std::io::ErrorKind::NotFound.into()),
                 };
                 self.tell_disk_trouble("sync", segment, &result);
-                self.queue.borrow_mut().handle_done(id, result, self.now().mono);
+                self.queue.borrow_mut().handle_done(id, result);
             }
         }
     }
@@ -100,7 +105,7 @@ impl Shard {
             Err(error) => Err(error),
         };
         self.tell_disk_trouble("make", segment, &result);
-        self.queue.borrow_mut().handle_made(id, result, self.now().mono);
+        self.queue.borrow_mut().handle_made(id, result);
         self.commit_bell.ring();
     }
 
@@ -110,7 +115,7 @@ impl Shard {
 
     fn tell_disk_trouble<T>(&self, what: &str, segment: SegmentId, result: &std::io::Result<T>) {
         if let Err(error) = result {
-            let text = format!("queue: cannot {what} segment {segment}: {error}");
+            let text = format!("queue: cannot {what} segment {segment:?}: {error}");
             self.log(|log, now| log.critical(now, &text));
         }
     }
@@ -228,6 +233,6 @@ impl Shard {
 fn piece(chunk: Chunk) -> Piece {
     match chunk {
         Chunk::Owned(octets) => Piece::Bytes(octets),
-        Chunk::Shared { data, start, end } => Piece::Body(data, start..end),
+        Chunk::Shared { body, start, end } => Piece::Body(body, start..end),
     }
 }

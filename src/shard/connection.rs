@@ -13,6 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use super::io::{Gather, Recv, Send, Socket};
 use crate::mail::Mono;
@@ -66,6 +67,16 @@ impl Bell {
             })
         })
         .await
+    }
+
+    /// Waits until the bell rings.
+    pub async fn rung(&self) {
+        poll_fn(|cx| self.poll(cx).map(drop)).await;
+    }
+
+    /// Waits until the bell rings, `duration` at most.
+    pub async fn rung_within(&self, duration: Duration) {
+        drop(self.beside(super::io::sleep(duration)).await);
     }
 
     fn poll(&self, cx: &Context<'_>) -> Poll<Happened> {
@@ -157,6 +168,14 @@ impl Connection {
         }
         buffer.reserve(RECEIVE_OCTETS / 4);
         self.read = Some(self.socket.recv(buffer));
+    }
+
+    /// Forgets the first `count` octets received and keeps the rest without reading on: the
+    /// dialogue is not ready for more.
+    pub fn keep(&mut self, count: usize) {
+        if self.read.is_none() {
+            self.received.drain(..count);
+        }
     }
 
     /// True when no write is under way.

@@ -102,10 +102,12 @@ impl Shard {
                 match plan.choose(now, &delivery.tried, fill) {
                     // connect: into the lane of that host, where a session takes it.
                     Choice::Turn(pick) => {
+                        pick.host.count_turn(self.id);
                         delivery.host = pick.index;
                         self.enter_lane(delivery, pick.host, false);
                     }
                     Choice::Wait(pick) => {
+                        pick.host.count_turn(self.id);
                         delivery.host = pick.index;
                         self.enter_lane(delivery, pick.host, true);
                     }
@@ -188,6 +190,32 @@ impl Shard {
         }
         let most = all.destination.controls.recipients_per_transaction_max;
         self.split(all, most)
+    }
+
+    /// A ready delivery whose time in queue is over before it got its turn.
+    pub(super) fn expire_one(self: &Rc<Self>, handle: Handle) {
+        let Some(domain) = self.queue.borrow().domain(handle).cloned() else { return };
+        let destination = self.destination(&domain);
+        let mut destinations = self.destinations.borrow_mut();
+        let id = destinations.enter(&domain, || destination.gate.clone());
+        destinations.begin(id);
+        drop(destinations);
+        self.go_on(Step::Ready(id, handle));
+    }
+
+    /// Schedules what recovery found: ready mail now, deferred mail at its stored time.
+    pub(super) fn schedule_found(self: &Rc<Self>, handle: Handle) {
+        let Some(summary) = self.queue.borrow().summary(handle) else { return };
+        let Some(due) = earliest(&summary) else { return };
+        let now = self.now();
+        if due <= now.wall {
+            return self.make_ready(handle, &summary.domain);
+        }
+        let destination = self.destination(&summary.domain);
+        let mut destinations = self.destinations.borrow_mut();
+        let id = destinations.enter(&summary.domain, || destination.gate.clone());
+        let due = retry::due_on(now, due, DUE_AHEAD_MS_MAX);
+        destinations.defer(id, handle, due, Sign::Mailbox);
     }
 
     fn delivery_of(
@@ -416,7 +444,7 @@ impl Shard {
 
     fn has_more_hosts(&self, delivery: &Delivery) -> bool {
         let now = self.now().mono;
-        delivery.destination.plan().is_some_and(|plan| plan.has_more(now, &delivery.tried))
+        delivery.destination.plan().is_some_and(|plan| plan.has_untried(now, &delivery.tried))
     }
 
     fn delivered(
@@ -439,7 +467,7 @@ impl Shard {
         counters.delivered.add(settled);
         counters.pending.sub(settled);
         counters.messages_out.one();
-        at.served.host.count_delivered(settled);
+        at.served.host.count_delivered(self.id, settled);
         self.log(|log, now| {
             log.message_done(now, at.dcid, delivery.mid, &rids);
             log.response(now, delivery.mid, &rids, accepted[0].1.reply());
@@ -495,8 +523,7 @@ impl Shard {
         drop(queue);
         self.counters().discarded_by_route.add(settled);
         self.counters().pending.sub(settled);
-        let (mid, rids) = (delivery.mid, crate::telemetry::line::rids_text(&delivery.rids));
-        self.log(|log, now| log.info(now, &format!("MID {mid} to RID {rids} discarded by route")));
+        self.log(|log, now| log.discarded(now, delivery.mid, &delivery.rids));
         self.finish_message(delivery.mid, finished);
         self.end_piece(delivery.handle);
     }
@@ -517,8 +544,7 @@ impl Shard {
             }
         };
         let host = failure.reply.is_some().then(|| self.host_name(&delivery)).flatten();
-        let last =
-            LastOutcome { code: failure.code(), status: failure.status, host, warnings: 0 };
+        let last = LastOutcome { code: failure.code(), status: failure.status, host, warnings: 0 };
         let mut queue = self.queue.borrow_mut();
         for rid in &delivery.rids {
             if !queue.defer(delivery.handle, *rid, &last, attempts, till).applied {
@@ -622,6 +648,21 @@ impl Delivery {
         }
     }
 
+    /// When its message came.
+    pub(super) fn arrival(&self) -> Wall {
+        self.arrival
+    }
+
+    /// The host whose turn it took, as its index in the plan.
+    pub(super) fn host(&self) -> usize {
+        self.host
+    }
+
+    /// Hosts tried in this attempt.
+    pub(super) fn tried(&self) -> &HostSet {
+        &self.tried
+    }
+
     /// The connection to the host whose turn this delivery took failed: it was tried.
     pub(super) fn host_failed(&mut self, failure: Failure, dcid: Dcid) {
         self.tried.insert(self.host);
@@ -669,9 +710,10 @@ impl Sorted {
             Verdict::Untried => self.untried.push(rid),
             Verdict::Bounce(failure) => group(&mut self.bounce, failure, rid),
             Verdict::Defer { failure, uncertain, alarm } => {
-                let same = self.defer.iter_mut().find(|(f, u, a, _)| {
-                    (f, *u, *a) == (&failure, uncertain, alarm)
-                });
+                let same = self
+                    .defer
+                    .iter_mut()
+                    .find(|(f, u, a, _)| (f, *u, *a) == (&failure, uncertain, alarm));
                 match same {
                     Some((.., rids)) => rids.push(rid),
                     None => self.defer.push((failure, uncertain, alarm, vec![rid])),

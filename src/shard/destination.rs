@@ -81,14 +81,16 @@ impl Shard {
             None => Way::Nowhere,
             Some(row) => match &row.target {
                 Target::Discard => Way::Discard,
-                Target::UseDns => Way::Nowhere,
-                Target::Hosts(_) => {
-                    let pattern = row.pattern.to_string();
-                    let registry = &self.shared.registry;
-                    let plan =
-                        Plan::new(registry, &pattern, &row.addresses(), usize::MAX, now.mono);
-                    if plan.hosts().is_empty() { Way::Nowhere } else { Way::Hosts(plan) }
-                }
+                Target::UseDns | Target::Hosts(_) => match row.addresses() {
+                    None => Way::Nowhere,
+                    Some(addresses) => {
+                        let pattern = row.pattern.to_string();
+                        let registry = &self.shared.registry;
+                        let tries_max = usize::MAX;
+                        let plan = Plan::new(registry, &pattern, &addresses, tries_max, now.mono);
+                        Way::Hosts(plan)
+                    }
+                },
             },
         };
         Destination {

@@ -20,8 +20,9 @@ use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
 use super::{Shard, Shared, Stopping};
 use crate::config::{IoMode, Snapshot, Store};
+use crate::mail::time::millis;
 use crate::mail::{Mono, ShardId};
-use crate::queue::{FileMedium, Opened, Spool, State};
+use crate::queue::{Opened, Queue, Spool};
 use crate::telemetry::MailLog;
 use crate::telemetry::settings::LogTime;
 
@@ -46,7 +47,10 @@ impl fmt::Display for StartError {
         match self {
             Self::Ring(why) => write!(f, "{why}; or set io = \"auto\" or \"epoll\""),
             Self::Listen(address, error) => {
-                write!(f, "cannot listen on {address}: {error}; choose another [[listener]] address")
+                write!(
+                    f,
+                    "cannot listen on {address}: {error}; choose another [[listener]] address"
+                )
             }
             Self::Spool(error) => error.fmt(f),
             Self::Shard(error) => write!(f, "a shard did not start: {error}"),
@@ -72,7 +76,8 @@ impl Engine {
     pub fn start(config: Snapshot) -> Result<Self, StartError> {
         let (backend, note) = choose_backend(config.io)?;
         let shards = config.shard_count();
-        let spool = Spool::open(&config.queue, shards).map_err(StartError::Spool)?;
+        let spool_shards = u8::try_from(shards).unwrap_or(u8::MAX);
+        let spool = Spool::open(&config.queue, spool_shards).map_err(StartError::Spool)?;
         let spool = Arc::new(spool);
         let (listening, mut bound) = bind(&config, shards)?;
         let shared = Arc::new(Shared::new(Store::new(config), shards));
@@ -196,7 +201,9 @@ impl Shard {
         let files = Files::start(backend).map_err(|e| e.to_string())?;
         let medium = Arc::new(spool.medium());
         let now = io::now();
-        let opened = spool.recover(id, &medium, now).map_err(|e| format!("spool: {e}"))?;
+        let longest = config.bounce_profiles.values().map(|p| millis(p.retry_max)).max();
+        let options = spool.options(id, longest.unwrap_or(0));
+        let opened = Queue::open(&*medium, options, now).map_err(|e| format!("spool: {e}"))?;
         let zone = match config.log.time {
             LogTime::Local => jiff::tz::TimeZone::system(),
             LogTime::Utc => jiff::tz::TimeZone::UTC,
@@ -211,7 +218,9 @@ impl Shard {
             queue: RefCell::new(queue),
             segment_files: RefCell::new(adopted),
             waiters: RefCell::default(),
-            hot: RefCell::new(Hot::new(config.tuning.hot_body_octets)),
+            hot: RefCell::new(Hot::new(
+                usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
+            )),
             destinations: RefCell::default(),
             resolved: RefCell::default(),
             under_way: RefCell::default(),
@@ -242,7 +251,9 @@ impl Shard {
         counters.pending.set(counts.pending);
         for note in &recovered.notes {
             let text = format!("queue: {note}");
-            self.log(|log, now| if note.is_trouble() { log.warning(now, &text) } else { log.info(now, &text) });
+            self.log(|log, now| {
+                if note.is_trouble() { log.warning(now, &text) } else { log.info(now, &text) }
+            });
         }
         for (mid, rids) in &recovered.uncertain {
             counters.uncertain.add(rids.len() as u64);
@@ -295,7 +306,7 @@ impl Shard {
             io::sleep(Duration::from_millis(50)).await;
         }
         // What is left is cut; a transaction past its final dot is uncertain at the next start.
-        self.queue.borrow_mut().sync_all();
+        self.queue.borrow_mut().flush();
         self.commit_bell.ring();
         while self.queue.borrow().is_busy() {
             io::sleep(Duration::from_millis(10)).await;

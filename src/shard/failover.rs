@@ -85,7 +85,7 @@ impl Shard {
         }
         let now = self.now().mono;
         let (stay, go): (Vec<_>, Vec<_>) = self.drain_lane(served).into_iter().partition(|d| {
-            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now));
+            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now, d.tried()));
             !other
         });
         let mut lane = served.lane.borrow_mut();
@@ -94,12 +94,7 @@ impl Shard {
         self.new_turns(go);
     }
 
-    fn host_is_down(
-        self: &Rc<Self>,
-        served: &Rc<Served>,
-        failure: &ConnectionFailure,
-        dcid: Dcid,
-    ) {
+    fn host_is_down(self: &Rc<Self>, served: &Rc<Served>, failure: &ConnectionFailure, dcid: Dcid) {
         let mut deliveries = self.drain_lane(served);
         if let Some(first) = deliveries.first_mut() {
             first.host_failed(failure.as_failure(), dcid);

@@ -14,18 +14,18 @@ use crate::mail::{Body, Envelope, Mid, Mono};
 
 /// A message as a session needs it.
 #[derive(Debug)]
-pub struct Message {
+pub(super) struct Message {
     /// Its envelope; of a message that was read back, only the recipients asked for.
-    pub envelope: Envelope,
+    pub(super) envelope: Envelope,
     /// Its bytes.
-    pub body: Arc<Body>,
+    pub(super) body: Arc<Body>,
     /// When its final dot came; `None` when it was read back.
-    pub received: Option<Mono>,
+    pub(super) received: Option<Mono>,
 }
 
 /// The store of one shard.
 #[derive(Debug)]
-pub struct Hot {
+pub(super) struct Hot {
     messages: HashMap<Mid, Arc<Message>>,
     order: VecDeque<(Mid, usize)>,
     octets: usize,
@@ -35,12 +35,12 @@ pub struct Hot {
 impl Hot {
     /// An empty store of at most `octets_max` octets of message bytes.
     #[must_use]
-    pub fn new(octets_max: usize) -> Self {
+    pub(super) fn new(octets_max: usize) -> Self {
         Self { messages: HashMap::new(), order: VecDeque::new(), octets: 0, octets_max }
     }
 
     /// Keeps a message, if it fits at all.
-    pub fn insert(&mut self, mid: Mid, message: Arc<Message>) {
+    pub(super) fn insert(&mut self, mid: Mid, message: Arc<Message>) {
         let octets = message.body.bytes.len();
         if octets > self.octets_max {
             return;
@@ -55,12 +55,12 @@ impl Hot {
 
     /// The message, if it is still here.
     #[must_use]
-    pub fn get(&self, mid: Mid) -> Option<Arc<Message>> {
+    pub(super) fn get(&self, mid: Mid) -> Option<Arc<Message>> {
         self.messages.get(&mid).cloned()
     }
 
     /// The message is settled, or waits for so long that its bytes may go.
-    pub fn remove(&mut self, mid: Mid) {
+    pub(super) fn remove(&mut self, mid: Mid) {
         self.messages.remove(&mid);
         // Settled messages leave mostly in the order they came.
         while self.order.front().is_some_and(|(mid, _)| !self.messages.contains_key(mid)) {

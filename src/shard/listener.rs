@@ -53,9 +53,7 @@ impl Shard {
     async fn run_client(self: Rc<Self>, number: usize, socket: Socket) {
         let config = self.config();
         let addresses = (socket.peer_addr(), socket.local_addr());
-        if let ((Ok(peer), Ok(local)), Some(settings)) =
-            (addresses, config.listeners.get(number))
-        {
+        if let ((Ok(peer), Ok(local)), Some(settings)) = (addresses, config.listeners.get(number)) {
             let counted = self.shared.client_came(number, peer.ip(), &config);
             let icid = self.queue.borrow_mut().ids().next_icid();
             let client = Client::new(&self, settings, peer, icid.unwrap_or(Icid(0)));
@@ -122,7 +120,9 @@ impl<'a> Client<'a> {
                     }
                     self.go_on(&mut connection);
                 }
-                Happened::Deadline => self.session.handle_deadline(&mut self.gate(), self.shard.now()),
+                Happened::Deadline => {
+                    self.session.handle_deadline(&mut self.gate(), self.shard.now())
+                }
             }
         };
         self.close(connection, lost).await;
@@ -197,7 +197,7 @@ impl<'a> Client<'a> {
             bounce_profile: self.settings.bounce_profile.clone(),
             listener: self.settings.address.to_string().into(),
             cause: None,
-            data: body.clone(),
+            body: body.clone(),
         };
         let appended = self.shard.queue.borrow_mut().append(new);
         match appended {
@@ -292,7 +292,7 @@ impl Gate for ClientGate<'_> {
     }
 
     fn recipient(&mut self, mid: Mid, rid: Rid, address: &Mailbox) -> Result<(), Refusal> {
-        if !self.shard.config().routes.covers(address.domain()) {
+        if self.shard.config().routes.find(address.domain()).is_none() {
             return Err(Refusal::new(451, 4, 4, "No route covers this domain"));
         }
         let icid = self.icid;
@@ -302,8 +302,10 @@ impl Gate for ClientGate<'_> {
 
     fn recipient_refused(&mut self, mid: Mid, address: &Mailbox, refusal: &Refusal) {
         let icid = self.icid;
-        let text =
-            format!("MID {mid} ICID {icid} To: <{address}> refused: {} {}", refusal.code, refusal.enhanced);
+        let text = format!(
+            "MID {mid} ICID {icid} To: <{address}> refused: {} {}",
+            refusal.code, refusal.enhanced
+        );
         self.shard.log(|log, now| log.info(now, &text));
     }
 

@@ -12,6 +12,7 @@
 //! | `destination` | route: a receiving domain resolved to a plan and its limits |
 //! | `pool` | connect: lanes, growth by need, permits |
 //! | `session` | transact: one connection to a host |
+//! | `failover` | settle: what a failed connection does |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
 //! | `hot`, `connection`, `log`, `shared`, `engine` | bytes in memory; a socket under a task; the log's writer; what shards share; threads |
@@ -28,6 +29,7 @@ pub mod connection;
 mod delivery;
 mod destination;
 pub mod engine;
+mod failover;
 mod hot;
 pub mod io;
 mod listener;
@@ -89,6 +91,8 @@ pub struct Shard {
     clients: Cell<usize>,
     sessions: Cell<usize>,
     takes_mail: Cell<bool>,
+    /// When the end began.
+    stopped_at: Cell<Option<crate::mail::Mono>>,
 }
 
 impl Shard {

@@ -156,7 +156,7 @@ impl Shard {
         let Some(held) = self.permits_for(&served, destination, now) else { return };
         match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
             Some(probe) => self.start_session(served, destination.clone(), held, Some(probe)),
-            None => self.release(held, &served.host),
+            None => self.release_permits(held, &served.host),
         }
     }
 
@@ -215,7 +215,7 @@ impl Shard {
     }
 
     /// Gives all permits of a connection back.
-    pub(super) fn release(&self, held: Held, host: &Host) {
+    pub(super) fn release_permits(&self, held: Held, host: &Host) {
         self.give_back(held.process, &self.shared.connections_out);
         self.give_back(held.host, host.permits());
         if let Some((permit, permits)) = held.destination {

@@ -11,10 +11,10 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::connection::{Beside, Bell, Connection, Happened};
+use super::connection::{Bell, Beside, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
-use super::io::{self, Gather, Piece, Socket};
+use super::io::{Gather, Piece, Socket};
 use super::pool::{Held, Served};
 use super::{Shard, Stopping};
 use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Stage};
@@ -56,7 +56,7 @@ pub(super) async fn run(
     if let Some((failure, held, probe)) = failure {
         let local = destination.source();
         served.connecting.set(served.connecting.get() - 1);
-        shard.release(held, &served.host);
+        shard.release_permits(held, &served.host);
         shard.connection_failed(&served, &destination, dcid, local, &failure, probe);
     }
     shard.sessions.set(shard.sessions.get() - 1);
@@ -198,7 +198,7 @@ impl<'a> Dialogue<'a> {
         }
         self.leave_ready();
         connection.close().await;
-        self.shard.release(self.held, &self.served.host);
+        self.shard.release_permits(self.held, &self.served.host);
     }
 
     /// Does what the session wants; false when it is over.
@@ -224,7 +224,7 @@ impl<'a> Dialogue<'a> {
                 assert_eq!(key, self.key, "an answer to another transaction");
                 self.past_dot.set(false);
                 let delivery = self.delivery.take().expect("one answer per transaction");
-                if outcomes.iter().any(|(_, outcome)| outcome.is_answer()) {
+                if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
                 }
                 let strict = shard.settle(delivery, outcomes, self.served, self.dcid);
@@ -237,11 +237,23 @@ impl<'a> Dialogue<'a> {
                 served.connecting.set(served.connecting.get() - 1);
                 let probe = self.probe.take();
                 shard.connection_failed(
-                    served, destination, self.dcid, self.local, &failure, probe,
+                    served,
+                    destination,
+                    self.dcid,
+                    self.local,
+                    &failure,
+                    probe,
                 );
             }
             Event::Ended { failure, idle } => {
-                shard.session_broke(self.served, self.destination, self.dcid, self.local, &failure, idle);
+                shard.session_broke(
+                    self.served,
+                    self.destination,
+                    self.dcid,
+                    self.local,
+                    &failure,
+                    idle,
+                );
             }
             Event::Retired => {}
         }

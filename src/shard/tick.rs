@@ -4,7 +4,7 @@
 //! words, and once a second the report for status pages. Never: more than a slice of each per
 //! tick.
 
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::Duration;
 
 use super::io;
@@ -73,7 +73,7 @@ impl Shard {
             }
             None => false,
         });
-        self.queue.borrow_mut().tick(now.mono);
+        self.queue.borrow_mut().tick(now);
         self.commit_bell.ring();
         if self.stopping() != Stopping::No {
             return;
@@ -143,11 +143,8 @@ impl Shard {
             })
         };
         let expired = self.destinations.borrow_mut().sweep(SWEEP_MAX, keep);
-        for (id, handle) in expired {
-            let domain = self.queue.borrow().domain(handle).cloned();
-            let Some(domain) = domain else { continue };
-            let _id_may_be_forgotten = id;
-            self.expire_one(handle, &domain);
+        for (_, handle) in expired {
+            self.expire_one(handle);
         }
     }
 
@@ -171,6 +168,3 @@ impl Shard {
         }
     }
 }
-
-/// Kept apart so that the type of the list of bells stands in one place.
-pub(super) type Bells = Vec<Weak<super::connection::Bell>>;

@@ -343,6 +343,13 @@ impl MailLog {
         });
     }
 
+    /// The route of these recipients is /dev/null.
+    pub fn discarded(&mut self, now: Now, mid: Mid, rids: &[Rid]) {
+        self.lines(now, LogDetail::Delivery, rids, |line, rids| {
+            line.text("Discarded: MID ").number(mid.0).text(" to RID ").rids(rids)
+        });
+    }
+
     /// The operator deleted these recipients.
     pub fn deleted(&mut self, now: Now, mid: Mid, rids: &[Rid]) {
         self.lines(now, LogDetail::Problems, rids, |line, rids| {

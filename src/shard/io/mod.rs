@@ -173,6 +173,14 @@ impl Socket {
         }
     }
 
+    /// True when octets have come in that nobody has read yet.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        let mut octet = [std::mem::MaybeUninit::uninit()];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        matches!(self.as_socket().recv_with_flags(&mut octet, flags), Ok(1..))
+    }
+
     /// Ends both directions; operations in flight complete at once.
     pub fn shutdown(&self) {
         // A socket that the peer has reset is not connected any more: nothing is left to end.
@@ -468,6 +476,35 @@ impl File {
             FileKind::Helped(helper, file) => helper.sync_data(file).await,
         }
     }
+}
+
+/// Runs blocking work on a thread of its own: for the rare steps that no ring operation covers.
+///
+/// # Errors
+/// Those of the work; the thread could not be started.
+pub async fn on_helper<T: std::marker::Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + std::marker::Send + 'static,
+) -> io::Result<T> {
+    let (sender, answer) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("ringpost-helper".into()).spawn(move || {
+        // Nobody waits any more when the shard has ended.
+        drop(sender.send(work()));
+    })?;
+    answer.await.map_err(|_| io::Error::other("the helper thread panicked"))?
+}
+
+/// Is nobody listening on `address`? A look without SO_REUSEPORT.
+///
+/// # Errors
+/// As bind(2), AddrInUse above all.
+pub fn is_free(address: SocketAddr) -> io::Result<()> {
+    let kind = Type::STREAM.cloexec();
+    let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())
 }
 
 /// Pins this thread to the `index`-th processor it may run on; false when the system refuses.

@@ -8,8 +8,9 @@
 
 use std::sync::Arc;
 
-use super::{Body, Chunk};
+use super::Chunk;
 use crate::limits;
+use crate::mail::Body;
 
 /// The final dot in a line of its own.
 const DOT: &[u8] = b".\r\n";

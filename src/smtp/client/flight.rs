@@ -74,6 +74,14 @@ pub(super) enum Verdict {
 }
 
 impl Flight {
+    /// True once its final dot was handed out and its reply has not come.
+    pub(super) fn is_past_dot(&self) -> bool {
+        match &self.step {
+            Step::Body(writer) => writer.is_past_dot(),
+            Step::Mail | Step::Rcpt(_) | Step::Data | Step::Await354 | Step::Over => false,
+        }
+    }
+
     pub(super) fn new(transaction: Transaction) -> Self {
         let recipients = transaction.recipients.iter().map(|_| Progress::Unsent).collect();
         let (step, mail) = (Step::Mail, MailVerdict::Unanswered);

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use super::settings::Timeouts;
 use crate::mail::{
-    BodyKind, ConnectionFailure, Mailbox, MessageFacts, Recipient, RecipientOutcome, Ret, Rid,
+    Body, BodyKind, ConnectionFailure, Mailbox, Recipient, RecipientOutcome, Ret, Rid,
 };
 
 pub use extensions::Extensions;
@@ -58,15 +58,6 @@ pub struct ClientSettings {
     pub timeouts: Timeouts,
     /// Transactions after which the session ends with QUIT; 0 for no such number.
     pub messages_max: u32,
-}
-
-/// The bytes of a message and what is known of them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Body {
-    /// Header and body with CRLF line ends, dots not doubled.
-    pub bytes: Vec<u8>,
-    /// Decides how they may be sent. `leading_dot` must be right: it decides on dot-stuffing.
-    pub facts: MessageFacts,
 }
 
 /// One mail transaction to be carried out.

@@ -232,6 +232,19 @@ impl Session {
         };
     }
 
+    /// True while a reply to a final dot is awaited: the peer may have the message.
+    #[must_use]
+    pub fn is_past_final_dot(&self) -> bool {
+        match &self.state {
+            State::Ready(ready) => ready.flights.iter().any(Flight::is_past_dot),
+            State::Greeting(_)
+            | State::Ehlo(_)
+            | State::Helo(_)
+            | State::EndOfFile(_)
+            | State::Closed => false,
+        }
+    }
+
     /// When [`Self::handle_deadline`] is due.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
