@@ -10,6 +10,7 @@
 mod args;
 mod exit;
 mod process;
+mod serve;
 mod sink;
 mod source;
 
@@ -30,6 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Serve(Box<serve::Arguments>),
     Sink(Box<sink::Arguments>),
     Source(Box<source::Arguments>),
 }
@@ -37,6 +39,7 @@ enum Verb {
 impl Verb {
     fn run(self) -> Result<Exit, CliError> {
         match self {
+            Verb::Serve(arguments) => arguments.run(),
             Verb::Sink(arguments) => arguments.run(),
             Verb::Source(arguments) => arguments.run(),
         }

@@ -153,6 +153,12 @@ impl Shared {
         }
     }
 
+    /// What each shard published last.
+    #[must_use]
+    pub fn reports(&self) -> Vec<ShardReport> {
+        self.reports.iter().map(|report| lock(report).clone()).collect()
+    }
+
     /// How far the end has come.
     #[must_use]
     pub fn stopping(&self) -> Stopping {
