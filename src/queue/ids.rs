@@ -93,7 +93,10 @@ impl Ids {
 
     fn next(&mut self, kind: usize) -> Option<u64> {
         if self.kinds[kind].next == self.kinds[kind].end {
-            let block = self.spare.pop()?;
+            if self.spare.is_empty() {
+                return None;
+            }
+            let block = self.spare.remove(0);
             let next = block.checked_mul(limits::ID_BLOCK)?;
             self.kinds[kind] = Kind { next, end: next + limits::ID_BLOCK };
         }

@@ -10,7 +10,8 @@ use super::memory::{MemFile, MemMedium};
 use super::settings::QueueSettings;
 use super::*;
 use crate::mail::{
-    Accepted, BodyKind, Dcid, Icid, Mailbox, Notify, Now, Recipient, Reply, Ret, ShardId,
+    Accepted, BodyKind, Dcid, Icid, Mailbox, MessageFacts, Notify, Now, Recipient, Reply, Ret,
+    ShardId,
 };
 
 const MIB: u64 = 1 << 20;
@@ -228,11 +229,12 @@ fn what_is_appended_is_settled_and_found_again() {
 
     assert_eq!(rig.queue.begin(b, &[Rid(0), Rid(2), Rid(1)]), [Rid(0), Rid(2)]);
     let change = rig.queue.delivered(b, Rid(0), &accepted());
-    assert_eq!(change, Change { applied: true, handle_gone: false });
+    assert_eq!(change, Change { applied: true, handle_gone: false, message_gone: false });
     assert!(!rig.queue.delivered(b, Rid(0), &accepted()).applied);
     let next = Wall(rig.now.wall.0 + 60_000);
     assert!(rig.queue.defer(b, Rid(2), &last(), 3, next).applied);
-    assert_eq!(rig.queue.bounced(a, Rid(1), &last()), Change { applied: true, handle_gone: true });
+    let gone = Change { applied: true, handle_gone: true, message_gone: false };
+    assert_eq!(rig.queue.bounced(a, Rid(1), &last()), gone);
     assert_eq!(rig.queue.begin(w, &[Rid(0)]), [Rid(0)]);
     assert!(rig.tick(2_000));
     assert!(rig.queue.is_quiet());
@@ -357,7 +359,7 @@ fn killed_at_every_effect_it_loses_nothing_and_invents_nothing() {
         rig.killed_at = kill;
         let acknowledged = life(&mut rig);
         drop(rig);
-        let mut bits = move || proptest::prelude::RngCore::next_u32(&mut random) & 1 == 1;
+        let mut bits = move || proptest::prelude::Rng::next_u32(&mut random) & 1 == 1;
         let images = [
             medium.after_power_cut(|| false),
             medium.after_power_cut(|| true),
@@ -450,7 +452,7 @@ fn a_segment_is_used_again_when_all_of_it_is_settled() {
         assert!(rig.run());
         let (handle, _) = rig.committed[&ticket][0];
         let change = rig.queue.delivered(handle, Rid(0), &accepted());
-        assert_eq!(change, Change { applied: true, handle_gone: true });
+        assert_eq!(change, Change { applied: true, handle_gone: true, message_gone: true });
         if mid % 50 == 0 {
             assert!(rig.tick(1_000));
         }

@@ -132,7 +132,7 @@ impl Shard {
             mid,
             original_mid: delivery.mid,
             date: &header_date(now.wall),
-            arrival_date: &header_date(delivery.arrival()),
+            arrival_date: &header_date(delivery.arrival),
             envelope: &message.envelope,
             profile,
             original: &message.body.bytes,

@@ -15,13 +15,11 @@ use super::destination::{Destination, Way, no_route};
 use super::hot::Message;
 use super::pool::Served;
 use super::{Shard, Stopping};
-use crate::mail::{Dcid, Failure, Handle, Mid, Mono, Recipient, RecipientOutcome, Rid, Wall};
-use crate::queue::{LastOutcome, State, Summary};
+use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
+use crate::queue::{State, Summary};
 use crate::route::{Choice, HostSet};
 use crate::schedule::settings::BounceProfile;
-use crate::schedule::{DestinationId, Retry, Sign, retry};
-use crate::settle::recipient::{Context, Verdict};
-use crate::settle::{self, HostEffect, recipient};
+use crate::schedule::{DestinationId, Sign, retry};
 
 /// Timers of deferred mail reach this far at most, in milliseconds: what a wrong wall clock can
 /// delay.
@@ -37,15 +35,15 @@ pub(super) struct Delivery {
     pub(super) rids: Vec<Rid>,
     pub(super) destination: Rc<Destination>,
     pub(super) profile: Arc<BounceProfile>,
-    arrival: Wall,
+    pub(super) arrival: Wall,
     /// Attempts before this one.
-    attempts: u32,
+    pub(super) attempts: u32,
     /// Hosts tried in this attempt.
-    tried: HostSet,
+    pub(super) tried: HostSet,
     /// The host whose turn it took.
-    host: usize,
+    pub(super) host: usize,
     /// The failure on the last host tried.
-    last: Option<(Failure, Dcid)>,
+    pub(super) last: Option<(Failure, Dcid)>,
     /// Every command waits for its reply: the repeat after a reply that spoke of our dialogue.
     pub(super) strict: bool,
 }
@@ -55,7 +53,7 @@ pub(super) struct UnderWay {
     id: DestinationId,
     pieces: u32,
     /// What its last failure said of the destination.
-    sign: Sign,
+    pub(super) sign: Sign,
     /// It found all hosts down and was not attempted.
     waits: bool,
 }
@@ -242,7 +240,7 @@ impl Shard {
     }
 
     /// Pieces of at most `most` recipients.
-    fn split(&self, delivery: Delivery, most: u32) -> Vec<Delivery> {
+    pub(super) fn split(&self, delivery: Delivery, most: u32) -> Vec<Delivery> {
         let most = usize::try_from(most.max(1)).unwrap_or(usize::MAX);
         if delivery.rids.len() <= most {
             return vec![delivery];
@@ -253,7 +251,7 @@ impl Shard {
         pieces
     }
 
-    fn count_pieces(&self, handle: Handle, more: usize) {
+    pub(super) fn count_pieces(&self, handle: Handle, more: usize) {
         if let Some(under_way) = self.under_way.borrow_mut().get_mut(&handle) {
             under_way.pieces += u32::try_from(more).unwrap_or(u32::MAX);
         }
@@ -261,7 +259,7 @@ impl Shard {
 
     /// Puts a delivery into the lane of the host whose turn it took. `bound`: the lane is full
     /// and the turn must not be lost; the destination then feeds no more until there is room.
-    fn enter_lane(
+    pub(super) fn enter_lane(
         self: &Rc<Self>,
         delivery: Delivery,
         host: &Arc<crate::route::Host>,
@@ -314,255 +312,6 @@ impl Shard {
         self.log(|log, now| log.delivery_start(now, dcid, delivery.mid, &delivery.rids));
     }
 
-    /// Sorts the outcomes of one transaction: what host and destination learn from them, and
-    /// what happens to each recipient. True when the session is to end for a strict repeat.
-    pub(super) fn settle(
-        self: &Rc<Self>,
-        delivery: Delivery,
-        outcomes: Vec<(Rid, RecipientOutcome)>,
-        served: &Rc<Served>,
-        dcid: Dcid,
-    ) -> bool {
-        let repeats = |(_, outcome): &(Rid, RecipientOutcome)| match outcome {
-            RecipientOutcome::Refused { failure, .. } => {
-                !delivery.strict && recipient::speaks_of_dialogue(failure.code())
-            }
-            _ => false,
-        };
-        let strict = outcomes.iter().any(repeats);
-        let at = At { served: served.clone(), dcid };
-        self.go_on(Step::Answered { delivery, outcomes, at });
-        strict
-    }
-
-    fn learn(&self, delivery: &Delivery, outcomes: &[(Rid, RecipientOutcome)], at: &At) {
-        let now = self.now().mono;
-        let hosts = delivery.destination.plan().map_or(0, |plan| plan.hosts().len());
-        let gate = &delivery.destination.gate;
-        for (_, outcome) in outcomes {
-            match settle::host::effect_of(outcome) {
-                HostEffect::PassOver { ms } => at.served.host.pass_over(now, ms),
-                HostEffect::RememberRecipients(taken) => {
-                    at.served.host.remember_recipients_max(taken);
-                }
-                HostEffect::Failed | HostEffect::None => {}
-            }
-            let Some(sign) = settle::host::sign_of(outcome) else { continue };
-            match sign {
-                Sign::Success => gate.success(now),
-                Sign::HostRefusal => gate.refusal(delivery.host, hosts),
-                Sign::Trouble | Sign::Mailbox => {}
-            }
-            if let Some(under_way) = self.under_way.borrow_mut().get_mut(&delivery.handle) {
-                under_way.sign = sign;
-            }
-        }
-    }
-
-    fn judge(
-        self: &Rc<Self>,
-        mut delivery: Delivery,
-        outcomes: Vec<(Rid, RecipientOutcome)>,
-        at: &At,
-    ) {
-        self.learn(&delivery, &outcomes, at);
-        let untried = outcomes.iter().all(|(_, o)| matches!(o, RecipientOutcome::Untried));
-        if !untried {
-            delivery.tried.insert(delivery.host);
-        }
-        let context = Context {
-            more_hosts: self.has_more_hosts(&delivery),
-            failed_elsewhere: delivery.last.is_some(),
-            strict_done: delivery.strict,
-            possible_delivery: self.config().possible_delivery,
-        };
-        let mut sorted = Sorted::default();
-        for (rid, outcome) in outcomes {
-            sorted.add(rid, recipient::verdict(outcome, context));
-        }
-        self.count_pieces(delivery.handle, sorted.pieces().saturating_sub(1));
-        self.carry_out(&delivery, sorted, at);
-    }
-
-    /// Each group of recipients goes its way; every group is one piece of the handle.
-    fn carry_out(self: &Rc<Self>, delivery: &Delivery, sorted: Sorted, at: &At) {
-        let dcid = at.dcid;
-        if !sorted.delivered.is_empty() {
-            self.delivered(delivery, &sorted.delivered, at);
-        }
-        if !sorted.possibly.is_empty() {
-            self.possibly_delivered(delivery, &sorted.possibly, dcid);
-        }
-        for (failure, rids) in sorted.next_host {
-            self.counters().failovers.one();
-            self.release(delivery.handle, &rids);
-            let mut piece = delivery.part(rids);
-            piece.last = Some((failure, dcid));
-            self.go_on(Step::Route(piece));
-        }
-        if !sorted.same_session.is_empty() {
-            self.release(delivery.handle, &sorted.same_session);
-            let piece = delivery.part(sorted.same_session);
-            let most = at.served.host.recipients_max(u32::MAX);
-            self.again(self.split(piece, most), at);
-        }
-        if !sorted.strictly.is_empty() {
-            self.release(delivery.handle, &sorted.strictly);
-            let mut piece = delivery.part(sorted.strictly);
-            piece.strict = true;
-            self.again(vec![piece], at);
-        }
-        if !sorted.untried.is_empty() {
-            self.release(delivery.handle, &sorted.untried);
-            self.go_on(Step::Route(delivery.part(sorted.untried)));
-        }
-        let host = Some(at.served.host.address());
-        for (failure, rids) in sorted.bounce {
-            self.bounce(delivery.part(rids), failure, dcid, host);
-        }
-        for (failure, uncertain, alarm, rids) in sorted.defer {
-            let piece = delivery.part(rids);
-            if uncertain {
-                self.uncertain(&piece, dcid);
-            }
-            if alarm {
-                let domain = &delivery.destination.domain;
-                let text = format!("{domain} refuses our authentication or policy; mail waits");
-                self.log(|log, now| log.warning(now, &text));
-            }
-            self.defer(piece, failure, dcid);
-        }
-    }
-
-    /// Back to the same host: at the front of its lane.
-    fn again(self: &Rc<Self>, pieces: Vec<Delivery>, at: &At) {
-        let mut lane = at.served.lane.borrow_mut();
-        pieces.into_iter().rev().for_each(|piece| lane.give_back(piece));
-        drop(lane);
-        self.serve(&at.served);
-    }
-
-    fn has_more_hosts(&self, delivery: &Delivery) -> bool {
-        let now = self.now().mono;
-        delivery.destination.plan().is_some_and(|plan| plan.has_untried(now, &delivery.tried))
-    }
-
-    fn delivered(
-        self: &Rc<Self>,
-        delivery: &Delivery,
-        accepted: &[(Rid, crate::mail::Accepted)],
-        at: &At,
-    ) {
-        let rids: Vec<Rid> = accepted.iter().map(|(rid, _)| *rid).collect();
-        let mut queue = self.queue.borrow_mut();
-        let mut settled = 0;
-        let mut finished = false;
-        for (rid, proof) in accepted {
-            let change = queue.delivered(delivery.handle, *rid, proof);
-            settled += u64::from(change.applied);
-            finished |= change.message_gone;
-        }
-        drop(queue);
-        let counters = self.counters();
-        counters.delivered.add(settled);
-        counters.pending.sub(settled);
-        counters.messages_out.one();
-        at.served.host.count_delivered(self.id, settled);
-        self.log(|log, now| {
-            log.message_done(now, at.dcid, delivery.mid, &rids);
-            log.response(now, delivery.mid, &rids, accepted[0].1.reply());
-        });
-        self.record_latency(delivery.mid);
-        self.finish_message(delivery.mid, finished);
-        self.end_piece(delivery.handle);
-    }
-
-    fn possibly_delivered(
-        self: &Rc<Self>,
-        delivery: &Delivery,
-        possibly: &[(Rid, crate::mail::PossiblyAccepted)],
-        dcid: Dcid,
-    ) {
-        let rids: Vec<Rid> = possibly.iter().map(|(rid, _)| *rid).collect();
-        let mut queue = self.queue.borrow_mut();
-        let mut settled = 0;
-        let mut finished = false;
-        for (rid, proof) in possibly {
-            let change = queue.possibly_delivered(delivery.handle, *rid, proof);
-            settled += u64::from(change.applied);
-            finished |= change.message_gone;
-        }
-        drop(queue);
-        self.counters().delivered.add(settled);
-        self.counters().pending.sub(settled);
-        self.counters().uncertain.add(settled);
-        self.log(|log, now| {
-            log.possible_delivery(now, dcid, delivery.mid, &rids);
-            log.message_done(now, dcid, delivery.mid, &rids);
-        });
-        self.finish_message(delivery.mid, finished);
-        self.end_piece(delivery.handle);
-    }
-
-    /// The reply to the final dot was lost: seen, logged, counted.
-    fn uncertain(&self, piece: &Delivery, dcid: Dcid) {
-        self.counters().uncertain.add(piece.rids.len() as u64);
-        self.log(|log, now| log.possible_delivery(now, dcid, piece.mid, &piece.rids));
-    }
-
-    /// Accepted and discarded: its route is /dev/null.
-    fn discard(self: &Rc<Self>, delivery: Delivery) {
-        let mut queue = self.queue.borrow_mut();
-        let mut settled = 0;
-        let mut finished = false;
-        for rid in &delivery.rids {
-            let change = queue.discarded(delivery.handle, *rid);
-            settled += u64::from(change.applied);
-            finished |= change.message_gone;
-        }
-        drop(queue);
-        self.counters().discarded_by_route.add(settled);
-        self.counters().pending.sub(settled);
-        self.log(|log, now| log.discarded(now, delivery.mid, &delivery.rids));
-        self.finish_message(delivery.mid, finished);
-        self.end_piece(delivery.handle);
-    }
-
-    /// Soft bounce: deferred by the bounce profile, or expired by count.
-    pub(super) fn defer(self: &Rc<Self>, delivery: Delivery, failure: Failure, dcid: Dcid) {
-        let now = self.now().wall;
-        let attempts = delivery.attempts + 1;
-        for rid in &delivery.rids {
-            self.log(|log, now| log.delayed(now, dcid, delivery.mid, *rid, &failure));
-        }
-        self.counters().soft_bounces.add(delivery.rids.len() as u64);
-        let till = match retry::verdict(&delivery.profile, attempts, delivery.arrival, now) {
-            Retry::At(till) => till,
-            Retry::Expired(expired) => {
-                self.release(delivery.handle, &delivery.rids);
-                return self.bounce_after(delivery, expired, Some(failure), dcid, None);
-            }
-        };
-        let host = failure.reply.is_some().then(|| self.host_name(&delivery)).flatten();
-        let last = LastOutcome { code: failure.code(), status: failure.status, host, warnings: 0 };
-        let mut queue = self.queue.borrow_mut();
-        for rid in &delivery.rids {
-            if !queue.defer(delivery.handle, *rid, &last, attempts, till).applied {
-                continue;
-            }
-        }
-        drop(queue);
-        self.counters().deferrals.one();
-        let profile = &delivery.profile.name;
-        self.log(|log, now| log.pending_till(now, delivery.mid, &delivery.rids, till, profile));
-        self.end_piece(delivery.handle);
-    }
-
-    fn host_name(&self, delivery: &Delivery) -> Option<Arc<str>> {
-        let plan = delivery.destination.plan()?;
-        plan.hosts().get(delivery.host).map(|host| host.address().to_string().into())
-    }
-
     /// All hosts are down and none was tried: not an attempt. It waits for one to come up, until
     /// its time in queue ends.
     fn no_host_is_up(self: &Rc<Self>, delivery: Delivery) {
@@ -612,22 +361,6 @@ impl Shard {
         }
         destinations.done(under_way.id);
     }
-
-    /// Logs the end of a message and lets its bytes go.
-    pub(super) fn finish_message(&self, mid: Mid, finished: bool) {
-        if finished {
-            self.log(|log, now| log.message_finished(now, mid));
-            self.hot.borrow_mut().remove(mid);
-        }
-    }
-
-    fn record_latency(&self, mid: Mid) {
-        let received = self.hot.borrow().get(mid).and_then(|message| message.received);
-        if let Some(Mono(received)) = received {
-            let us = self.now().mono.0.saturating_sub(received) * 1000;
-            self.latencies.borrow_mut().record_us(us);
-        }
-    }
 }
 
 impl Delivery {
@@ -646,21 +379,6 @@ impl Delivery {
             last: self.last.clone(),
             strict: self.strict,
         }
-    }
-
-    /// When its message came.
-    pub(super) fn arrival(&self) -> Wall {
-        self.arrival
-    }
-
-    /// The host whose turn it took, as its index in the plan.
-    pub(super) fn host(&self) -> usize {
-        self.host
-    }
-
-    /// Hosts tried in this attempt.
-    pub(super) fn tried(&self) -> &HostSet {
-        &self.tried
     }
 
     /// The connection to the host whose turn this delivery took failed: it was tried.
@@ -684,59 +402,4 @@ fn earliest(summary: &Summary) -> Option<Wall> {
         _ => None,
     });
     due.min()
-}
-
-/// The recipients of one transaction, by what happens to them.
-#[derive(Default)]
-struct Sorted {
-    delivered: Vec<(Rid, crate::mail::Accepted)>,
-    possibly: Vec<(Rid, crate::mail::PossiblyAccepted)>,
-    next_host: Vec<(Failure, Vec<Rid>)>,
-    same_session: Vec<Rid>,
-    strictly: Vec<Rid>,
-    untried: Vec<Rid>,
-    bounce: Vec<(Failure, Vec<Rid>)>,
-    defer: Vec<(Failure, bool, bool, Vec<Rid>)>,
-}
-
-impl Sorted {
-    fn add(&mut self, rid: Rid, verdict: Verdict) {
-        match verdict {
-            Verdict::Delivered(accepted) => self.delivered.push((rid, accepted)),
-            Verdict::PossiblyDelivered(possibly) => self.possibly.push((rid, possibly)),
-            Verdict::NextHost { failure } => group(&mut self.next_host, failure, rid),
-            Verdict::SameSession { recipients_max: _ } => self.same_session.push(rid),
-            Verdict::RepeatStrictly { failure: _ } => self.strictly.push(rid),
-            Verdict::Untried => self.untried.push(rid),
-            Verdict::Bounce(failure) => group(&mut self.bounce, failure, rid),
-            Verdict::Defer { failure, uncertain, alarm } => {
-                let same = self
-                    .defer
-                    .iter_mut()
-                    .find(|(f, u, a, _)| (f, *u, *a) == (&failure, uncertain, alarm));
-                match same {
-                    Some((.., rids)) => rids.push(rid),
-                    None => self.defer.push((failure, uncertain, alarm, vec![rid])),
-                }
-            }
-        }
-    }
-
-    /// Pieces into which the delivery falls.
-    fn pieces(&self) -> usize {
-        let lists = [&self.same_session, &self.strictly, &self.untried];
-        usize::from(!self.delivered.is_empty())
-            + usize::from(!self.possibly.is_empty())
-            + self.next_host.len()
-            + lists.iter().filter(|list| !list.is_empty()).count()
-            + self.bounce.len()
-            + self.defer.len()
-    }
-}
-
-fn group(groups: &mut Vec<(Failure, Vec<Rid>)>, failure: Failure, rid: Rid) {
-    match groups.iter_mut().find(|(known, _)| *known == failure) {
-        Some((_, rids)) => rids.push(rid),
-        None => groups.push((failure, vec![rid])),
-    }
 }

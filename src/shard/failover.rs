@@ -34,7 +34,7 @@ impl Shard {
         let now = self.now().mono;
         self.counters().connection_errors.one();
         self.log_connection_error(served, destination, dcid, local, failure);
-        let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.host()));
+        let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.host));
         let judged = connection_verdict(failure, false);
         let health = match probe {
             Some(probe) => served.host.probe_failed(probe, now),
@@ -85,7 +85,7 @@ impl Shard {
         }
         let now = self.now().mono;
         let (stay, go): (Vec<_>, Vec<_>) = self.drain_lane(served).into_iter().partition(|d| {
-            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now, d.tried()));
+            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now, &d.tried));
             !other
         });
         let mut lane = served.lane.borrow_mut();

@@ -12,6 +12,7 @@
 //! | `destination` | route: a receiving domain resolved to a plan and its limits |
 //! | `pool` | connect: lanes, growth by need, permits |
 //! | `session` | transact: one connection to a host |
+//! | `settlement` | settle: what becomes of each recipient, carried out |
 //! | `failover` | settle: what a failed connection does |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
@@ -36,6 +37,7 @@ mod listener;
 mod log;
 mod pool;
 mod session;
+mod settlement;
 mod shared;
 mod tick;
 

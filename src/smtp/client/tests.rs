@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::limits;
 use crate::mail::{
-    ConnectionCause, Enhanced, Failure, Mono, Notify, Now, Reply, Stage, time::millis,
+    ConnectionCause, Enhanced, Failure, MessageFacts, Mono, Notify, Now, Reply, Stage, time::millis,
 };
 
 const EVERYTHING: &str = "250-host\r\n250-PIPELINING\r\n250-SIZE 1000000\r\n250-8BITMIME\r\n\
