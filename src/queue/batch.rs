@@ -48,7 +48,7 @@ impl Pending {
     }
 
     fn extent_slots(&self) -> u32 {
-        self.extents.div_ceil(format::EXTENTS_PER_SLOT as u32)
+        self.extents.div_ceil(count(format::EXTENTS_PER_SLOT))
     }
 
     fn slots(&self) -> u32 {
@@ -233,10 +233,8 @@ impl Queue {
 
     /// Issues what can be issued now.
     pub(super) fn advance(&mut self) {
-        if let Some(commit) = &self.commit {
-            if commit.phase == Phase::Written {
-                self.start_commit_sync();
-            }
+        if self.commit.as_ref().is_some_and(|commit| commit.phase == Phase::Written) {
+            self.start_commit_sync();
         }
         if self.commit.is_none() && !self.pending.is_empty() {
             self.begin_commit();
