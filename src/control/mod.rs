@@ -20,7 +20,6 @@ use crate::shard::{Engine, Shared};
 /// What the control plane knows of the engine it runs beside.
 pub struct Control {
     shared: Arc<Shared>,
-    backend: &'static str,
     /// The configuration file, for reloads.
     file: Option<PathBuf>,
     started: crate::mail::Now,
@@ -44,7 +43,6 @@ pub fn run(engine: Engine, admin: TcpListener, file: Option<PathBuf>) -> io::Res
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let control = Arc::new(Control {
         shared: engine.shared().clone(),
-        backend: engine.backend().name(),
         file,
         started: crate::shard::io::now(),
     });
@@ -52,7 +50,7 @@ pub fn run(engine: Engine, admin: TcpListener, file: Option<PathBuf>) -> io::Res
     std::thread::Builder::new().name("joiner".into()).spawn(move || {
         engine.join();
         // The control plane waits for this to the end.
-        drop(ended.send(()));
+        ended.send(()).unwrap_or_default();
     })?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(admin)?;

@@ -5,37 +5,30 @@
 //!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
-use super::format::{
-    self, Entry, ExtentPlace, ExtentSlot, HeadTexts, Header, MessageSlot, RecipientTexts,
-    SegmentId, SegmentKind, Slot, SlotOctets, State, flags,
-};
+use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
 use super::index;
 use super::live::{Name, Segment};
+use super::place::{head_texts, recipient_texts};
 use super::segment::Mapping;
 use super::{
     Chunk, Effect, EffectId, Event, Full, MAKE_PAUSE_MS, NewMessage, Purpose, Queue, STATE_SYNC_MS,
     Safe, Ticket,
 };
 use crate::limits;
-use crate::mail::{BodyKind, Domain, Envelope, Handle, MessageFacts, Mono, Now, Recipient, Ret};
+use crate::mail::{Domain, Handle, Mono, Now};
 use std::io;
 
-/// Bodies up to here are copied together: one buffer costs less than many small ones.
-const COPY_OCTETS_MAX: usize = 64 * 1024;
 /// A commit begins no further message above this, to keep its latency bounded.
-const COMMIT_OCTETS_MAX: u64 = 16 << 20;
-/// Extents of one extent segment at most: it is filled with zeros when made.
-const EXTENTS_MAX: u64 = 64;
-
+pub(super) const COMMIT_OCTETS_MAX: u64 = 16 << 20;
 /// An append that waits for its commit.
 pub(super) struct Pending {
-    ticket: Ticket,
-    message: NewMessage,
+    pub(super) ticket: Ticket,
+    pub(super) message: NewMessage,
     /// Positions of the recipients, by domain and RID: entries of a domain are adjacent.
-    order: Vec<u32>,
-    head_octets: usize,
-    envelope_octets: u64,
-    extents: u32,
+    pub(super) order: Vec<u32>,
+    pub(super) head_octets: usize,
+    pub(super) envelope_octets: u64,
+    pub(super) extents: u32,
 }
 
 impl Pending {
@@ -47,8 +40,8 @@ impl Pending {
         self.envelope_octets + self.body_octets()
     }
 
-    fn extent_slots(&self) -> u32 {
-        self.extents.div_ceil(format::EXTENTS_PER_SLOT as u32)
+    pub(super) fn extent_slots(&self) -> u32 {
+        self.extents.div_ceil(count(format::EXTENTS_PER_SLOT))
     }
 
     fn slots(&self) -> u32 {
@@ -65,27 +58,27 @@ impl Pending {
 
 /// A commit under way.
 pub(super) struct Commit {
-    segment: usize,
-    messages: Vec<Placed>,
-    first_slot: u32,
-    slots: Vec<SlotOctets>,
-    body_start: u64,
-    extent_segments: Vec<usize>,
-    extents: Vec<(usize, u32)>,
-    phase: Phase,
-    failed: bool,
+    pub(super) segment: usize,
+    pub(super) messages: Vec<Placed>,
+    pub(super) first_slot: u32,
+    pub(super) slots: Vec<SlotOctets>,
+    pub(super) body_start: u64,
+    pub(super) extent_segments: Vec<usize>,
+    pub(super) extents: Vec<(usize, u32)>,
+    pub(super) phase: Phase,
+    pub(super) failed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Writing { left: usize },
     Written,
     Syncing { left: usize },
 }
 
-struct Placed {
-    ticket: Ticket,
-    message_slot: u32,
+pub(super) struct Placed {
+    pub(super) ticket: Ticket,
+    pub(super) message_slot: u32,
 }
 
 impl Commit {
@@ -95,12 +88,12 @@ impl Commit {
 }
 
 /// What a commit gathers while messages take their places.
-struct Gather {
-    commit: Commit,
-    chunks: Vec<Chunk>,
-    buffer: Vec<u8>,
-    at: u64,
-    extent_writes: Vec<(usize, u64, Chunk)>,
+pub(super) struct Gather {
+    pub(super) commit: Commit,
+    pub(super) chunks: Vec<Chunk>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) at: u64,
+    pub(super) extent_writes: Vec<(usize, u64, Chunk)>,
 }
 
 impl Queue {
@@ -233,10 +226,8 @@ impl Queue {
 
     /// Issues what can be issued now.
     pub(super) fn advance(&mut self) {
-        if let Some(commit) = &self.commit {
-            if commit.phase == Phase::Written {
-                self.start_commit_sync();
-            }
+        if self.commit.as_ref().is_some_and(|commit| commit.phase == Phase::Written) {
+            self.start_commit_sync();
         }
         if self.commit.is_none() && !self.pending.is_empty() {
             self.begin_commit();
@@ -281,125 +272,6 @@ impl Queue {
             envelope_octets: (head_octets + recipient_octets) as u64,
             extents: u32::try_from(extents).map_err(|_| Full::TooLarge)?,
         })
-    }
-
-    /// Body octets that appends may still take, counting segments that could be made.
-    fn room(&self, body_max: u64) -> u64 {
-        let active = self.active.map_or(0, |active| {
-            let segment = &self.segments[active];
-            let slot_share = body_max / u64::from(segment.geometry.slots);
-            segment.body_left().min(u64::from(segment.slots_left()) * slot_share)
-        });
-        let coming = usize::from(self.spare.is_some())
-            + usize::from(self.recycling)
-            + self.free.len()
-            + self.making.iter().filter(|(kind, _)| *kind == SegmentKind::Messages).count();
-        let makeable = if self.now < self.make_after {
-            0
-        } else {
-            self.octets_makeable() / self.options.segment_octets
-        };
-        active + (coming as u64 + makeable) * body_max
-    }
-
-    /// Is there room for a message of about `octets` octets? For the answer to MAIL; what comes
-    /// at the same time may still take the room.
-    ///
-    /// # Errors
-    /// See [`Full`].
-    pub fn has_room(&self, octets: u64) -> Result<(), Full> {
-        let geometry = self.message_geometry();
-        let body_max = geometry.octets - geometry.body_offset;
-        if octets > self.options.octets_max {
-            return Err(Full::TooLarge);
-        }
-        if self.pending_octets + octets > self.room(body_max) {
-            return Err(Full::NoSpace);
-        }
-        Ok(())
-    }
-
-    /// True while a commit, a sync or the making of a segment is under way or due.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        !self.purposes.is_empty() || !self.effects.is_empty() || self.commit.is_some()
-    }
-
-    fn extents_wanting(&self, pending: &Pending) -> u64 {
-        let free = count(self.extents_free.len());
-        u64::from(pending.extents.saturating_sub(free)) * limits::EXTENT_OCTETS
-    }
-
-    fn octets_makeable(&self) -> u64 {
-        let making: u64 = self.making.iter().map(|(kind, _)| self.octets_of(*kind)).sum();
-        self.options.octets_max.saturating_sub(self.octets() + making)
-    }
-
-    fn message_geometry(&self) -> format::Geometry {
-        format::Geometry::of(SegmentKind::Messages, self.options.segment_octets)
-    }
-
-    pub(super) fn octets_of(&self, kind: SegmentKind) -> u64 {
-        match kind {
-            SegmentKind::Messages => self.options.segment_octets,
-            SegmentKind::Extents => {
-                let extents = self.options.segment_octets / limits::EXTENT_OCTETS;
-                format::HEADERS_END + extents.clamp(1, EXTENTS_MAX) * limits::EXTENT_OCTETS
-            }
-        }
-    }
-
-    pub(super) fn fresh_header(&self, kind: SegmentKind, segment: SegmentId) -> Header {
-        let octets = self.octets_of(kind);
-        Header {
-            kind,
-            spool: self.options.spool,
-            segment,
-            generation: 1,
-            sequence: 0,
-            octets,
-            durable_slots: 0,
-            durable_body_end: format::Geometry::of(kind, octets).body_offset,
-            id_block_max: 0,
-        }
-    }
-
-    fn make(&mut self, kind: SegmentKind) {
-        let under_way = self.making.iter().any(|(making, _)| *making == kind);
-        let octets = self.octets_of(kind);
-        if under_way || self.now < self.make_after || self.octets_makeable() < octets {
-            return;
-        }
-        self.last_segment_number += 1;
-        let segment = SegmentId::new(self.options.shard.0, self.last_segment_number);
-        let header = self.fresh_header(kind, segment);
-        self.making.push((kind, segment));
-        let id = self.effect_id(Purpose::Make(kind));
-        self.effects.push_back(Effect::Make {
-            id,
-            segment,
-            octets,
-            map_octets: format::Geometry::of(kind, octets).body_offset,
-            header: header.encode().to_vec(),
-        });
-    }
-
-    /// Sees to it that a segment stands ready behind the active one.
-    fn prepare_spare(&mut self) {
-        if self.spare.is_some() || self.recycling {
-            return;
-        }
-        let Some(free) = self.free.pop() else {
-            self.make(SegmentKind::Messages);
-            return;
-        };
-        for name in self.segments[free].reuse() {
-            if let Name::Domain(number) = name {
-                self.index.unname(number);
-            }
-        }
-        self.recycling = true;
-        self.start_sync(free, Purpose::Recycle(free));
     }
 
     fn begin_commit(&mut self) {
@@ -483,162 +355,6 @@ impl Queue {
         live.slots_left() >= slots + pending.slots()
             && live.body_left() >= octets + pending.octets()
             && live.names_fit(names, name_octets)
-    }
-
-    fn gather(&self, active: usize) -> Gather {
-        let segment = &self.segments[active];
-        let expected = self.pending_octets.min(COMMIT_OCTETS_MAX);
-        Gather {
-            commit: Commit {
-                segment: active,
-                messages: Vec::with_capacity(self.pending.len()),
-                first_slot: segment.next_slot,
-                slots: Vec::with_capacity(self.pending.len() * 2),
-                body_start: segment.next_body,
-                extent_segments: Vec::new(),
-                extents: Vec::new(),
-                phase: Phase::Written,
-                failed: false,
-            },
-            chunks: Vec::new(),
-            buffer: Vec::with_capacity(usize::try_from(expected).unwrap_or(0)),
-            at: segment.next_body,
-            extent_writes: Vec::new(),
-        }
-    }
-
-    /// Gives a message its place in the commit: octets to write, slots to store.
-    fn place(&mut self, pending: &Pending, gather: &mut Gather) {
-        let active = gather.commit.segment;
-        let message = &pending.message;
-        let sender = message.envelope.sender.as_ref().map_or("", |s| s.as_str());
-        let sender_hash = format::address_hash(sender.as_bytes());
-        let profile = self.label(active, &message.bounce_profile);
-        let listener = self.label(active, &message.listener);
-        let place = self.segments[active].place;
-        let head_offset = gather.at;
-        let head_start = gather.buffer.len();
-        head_texts(&message.envelope).encode_into(&mut gather.buffer);
-        let head_checksum =
-            format::checksum_at(place.seed, head_offset, &gather.buffer[head_start..]);
-        gather.at += pending.head_octets as u64;
-        self.place_entries(pending, sender_hash, gather);
-        let (body_offset, body_checksum) = if pending.extents > 0 {
-            self.place_extents(pending, gather);
-            (0, 0)
-        } else {
-            let at = gather.at;
-            (at, place_body(message, place.seed, gather))
-        };
-        let slot = Slot::Message(MessageSlot {
-            flags: flags_of(&message.envelope, message.body.facts),
-            copy: 0,
-            entries: count(pending.order.len()),
-            mid: message.mid,
-            cause: message.cause,
-            arrival: message.arrival,
-            sender_hash,
-            body_octets: message.body.bytes.len() as u64,
-            head_offset,
-            head_octets: count(pending.head_octets),
-            head_checksum,
-            envelope_octets: u32::try_from(pending.envelope_octets).unwrap_or(u32::MAX),
-            body_checksum,
-            body_offset,
-            extents: pending.extents,
-            extent_slots: pending.extent_slots(),
-            profile,
-            listener,
-        });
-        let message_slot = gather.commit.push(&slot, place);
-        gather.commit.messages.push(Placed { ticket: pending.ticket, message_slot });
-    }
-
-    fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
-        let active = gather.commit.segment;
-        let place = self.segments[active].place;
-        let behind = pending.extent_slots();
-        let mut last: Option<(&Domain, u16)> = None;
-        for (i, position) in pending.order.iter().enumerate() {
-            let recipient = &pending.message.envelope.recipients[*position as usize];
-            let domain = recipient.address.domain();
-            let index = match last {
-                Some((before, index)) if before == domain => index,
-                _ => self.domain_index(active, domain),
-            };
-            last = Some((domain, index));
-            let start = gather.buffer.len();
-            recipient_texts(recipient).encode_into(&mut gather.buffer);
-            let record = &gather.buffer[start..];
-            let entry = Entry {
-                notify: recipient.notify.0,
-                copy: 0,
-                rid: recipient.rid,
-                mid: pending.message.mid,
-                domain: index,
-                distance: count(pending.order.len() - i) + behind,
-                recipient_hash: format::address_hash(recipient.address.as_str().as_bytes()),
-                sender_hash,
-                record_offset: gather.at,
-                record_octets: count(record.len()),
-                record_checksum: format::checksum_at(place.seed, gather.at, record),
-            };
-            gather.at += record.len() as u64;
-            let slot = gather.commit.push(&Slot::Entry(entry), place);
-            let word = format::StateWord::READY.encode(place, slot).to_le_bytes();
-            if let Some(stored) = gather.commit.slots.last_mut() {
-                stored[120..].copy_from_slice(&word);
-            }
-        }
-    }
-
-    fn place_extents(&mut self, pending: &Pending, gather: &mut Gather) {
-        let place = self.segments[gather.commit.segment].place;
-        let body = &pending.message.body;
-        let mut places = Vec::with_capacity(pending.extents as usize);
-        let extent_octets = usize::try_from(limits::EXTENT_OCTETS).unwrap_or(usize::MAX);
-        for start in (0..body.bytes.len()).step_by(extent_octets) {
-            let Some((segment, index)) = self.extents_free.pop() else {
-                unreachable!("the free extents were counted before")
-            };
-            let end = body.bytes.len().min(start + extent_octets);
-            let live = &self.segments[segment];
-            let offset = live.geometry.extent_offset(index);
-            places.push(ExtentPlace {
-                segment: live.header.segment,
-                generation: live.header.generation,
-                index,
-                checksum: format::checksum_at(live.place.seed, offset, &body.bytes[start..end]),
-            });
-            let chunk = Chunk::Shared { body: body.clone(), start, end };
-            gather.extent_writes.push((segment, offset, chunk));
-            gather.commit.extents.push((segment, index));
-            if !gather.commit.extent_segments.contains(&segment) {
-                gather.commit.extent_segments.push(segment);
-            }
-        }
-        let mut first = 0;
-        for part in places.chunks(format::EXTENTS_PER_SLOT) {
-            let slot = ExtentSlot { copy: 0, first, places: part.to_vec() };
-            gather.commit.push(&Slot::Extents(slot), place);
-            first += count(part.len());
-        }
-    }
-
-    fn label(&mut self, segment: usize, label: &std::sync::Arc<str>) -> u16 {
-        let segment = &mut self.segments[segment];
-        segment
-            .label_index(label)
-            .unwrap_or_else(|| segment.add_name(Name::Label(label.clone()), label))
-    }
-
-    fn domain_index(&mut self, segment: usize, domain: &Domain) -> u16 {
-        let live = &mut self.segments[segment];
-        let known = self.index.known(domain).and_then(|number| live.destination_index(number));
-        known.unwrap_or_else(|| {
-            let number = self.index.name(domain);
-            live.add_name(Name::Domain(number), domain.as_str())
-        })
     }
 
     fn write(&mut self, gather: Gather) {
@@ -818,7 +534,7 @@ impl Queue {
 
     /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
     /// dirty then stays so, and its turn comes with the next tick.
-    fn start_sync(&mut self, segment: usize, purpose: Purpose) {
+    pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
         let block_max = self.ids.block_max();
         let live = &mut self.segments[segment];
         if live.poisoned {
@@ -861,13 +577,6 @@ impl Queue {
         self.free_if_empty(segment);
     }
 
-    fn free_extent(&mut self, place: ExtentPlace) {
-        let found = self.segments.iter().position(|s| s.header.segment == place.segment);
-        if let Some(segment) = found.filter(|segment| !self.segments[*segment].poisoned) {
-            self.extents_free.push((segment, place.index));
-        }
-    }
-
     fn poison(&mut self, segment: usize) {
         self.segments[segment].poisoned = true;
         self.segments[segment].dirty_since = None;
@@ -877,74 +586,8 @@ impl Queue {
         }
         self.extents_free.retain(|(free, _)| *free != segment);
     }
-
-    pub(super) fn free_if_empty(&mut self, segment: usize) {
-        let live = &self.segments[segment];
-        let idle = !live.appendable && !live.syncing && !live.poisoned;
-        let empty = live.live == 0 && live.dirty_since.is_none();
-        let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
-        let messages = live.header.kind == SegmentKind::Messages;
-        if idle && empty && settled && messages && !self.free.contains(&segment) {
-            self.free.push(segment);
-        }
-    }
 }
 
-impl Commit {
-    fn push(&mut self, slot: &Slot, place: format::TablePlace) -> u32 {
-        let index = self.first_slot + count(self.slots.len());
-        self.slots.push(slot.encode(place, index));
-        index
-    }
-}
-
-fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
-    let checksum = format::checksum_at(seed, gather.at, &message.body.bytes);
-    if message.body.bytes.len() <= COPY_OCTETS_MAX {
-        gather.buffer.extend_from_slice(&message.body.bytes);
-    } else {
-        gather.chunks.push(Chunk::Owned(std::mem::take(&mut gather.buffer)));
-        let (body, end) = (message.body.clone(), message.body.bytes.len());
-        gather.chunks.push(Chunk::Shared { body, start: 0, end });
-    }
-    gather.at += message.body.bytes.len() as u64;
-    checksum
-}
-
-fn head_texts(envelope: &Envelope) -> HeadTexts<'_> {
-    HeadTexts {
-        sender: envelope.sender.as_ref().map(|sender| sender.as_str().as_bytes()),
-        envid: envelope.envid.as_ref().map(|envid| envid.as_bytes()),
-        redirect: None,
-    }
-}
-
-fn recipient_texts(recipient: &Recipient) -> RecipientTexts<'_> {
-    RecipientTexts {
-        address: recipient.address.as_str().as_bytes(),
-        orcpt: recipient.orcpt.as_ref().map(|orcpt| orcpt.as_bytes()),
-    }
-}
-
-fn flags_of(envelope: &Envelope, facts: MessageFacts) -> u8 {
-    let bit = |set: bool, flag: u8| if set { flag } else { 0 };
-    let body = match envelope.body {
-        BodyKind::SevenBit => 0,
-        BodyKind::EightBitMime => flags::BODY_8BITMIME,
-    };
-    let ret = match envelope.ret {
-        None => 0,
-        Some(Ret::Full) => flags::RET_FULL,
-        Some(Ret::Headers) => flags::RET_HEADERS,
-    };
-    bit(facts.leading_dot, flags::LEADING_DOT)
-        | bit(facts.eight_bit, flags::EIGHT_BIT)
-        | bit(facts.utf8_header, flags::UTF8_HEADER)
-        | bit(envelope.smtputf8, flags::SMTPUTF8)
-        | body
-        | ret
-}
-
-fn count(items: usize) -> u32 {
+pub(super) fn count(items: usize) -> u32 {
     u32::try_from(items).unwrap_or(u32::MAX)
 }

@@ -39,10 +39,12 @@ impl MemFile {
         word.store(u64::from_le_bytes(octets).to_le(), Ordering::Relaxed);
     }
 
-    fn octet(&self, offset: u64) -> Option<u8> {
-        let word = self.live.get(usize::try_from(offset / 8).ok()?)?;
-        let octets = u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes();
-        octets.get(usize::try_from(offset % 8).ok()?).copied()
+    /// The words that hold `octets` octets from `offset`, and where in the first one they begin.
+    fn range(&self, offset: u64, octets: usize) -> Option<(&[AtomicU64], usize)> {
+        let first = usize::try_from(offset / 8).ok()?;
+        let skip = usize::try_from(offset % 8).ok()?;
+        let words = (skip + octets).div_ceil(8);
+        Some((self.live.get(first..first.checked_add(words)?)?, skip))
     }
 }
 
@@ -109,18 +111,27 @@ impl Medium for MemMedium {
     }
 
     fn read_at(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        for (at, octet) in (offset..).zip(buffer) {
-            *octet = file.octet(at).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let found = file.range(offset, buffer.len());
+        let (words, skip) = found.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let mut octets = Vec::with_capacity(words.len() * 8);
+        for word in words {
+            octets.extend(u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes());
         }
+        buffer.copy_from_slice(&octets[skip..skip + buffer.len()]);
         Ok(())
     }
 
     fn write_at(&self, file: &Self::File, offset: u64, octets: &[u8]) -> io::Result<()> {
-        if offset + octets.len() as u64 > file.live.len() as u64 * 8 {
-            return Err(io::ErrorKind::StorageFull.into());
+        let found = file.range(offset, octets.len());
+        let (words, skip) = found.ok_or(io::ErrorKind::StorageFull)?;
+        let mut image = Vec::with_capacity(words.len() * 8);
+        for word in words {
+            image.extend(u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes());
         }
-        for (at, octet) in (offset..).zip(octets) {
-            file.change(at, |_| *octet);
+        image[skip..skip + octets.len()].copy_from_slice(octets);
+        let (chunks, _) = image.as_chunks::<8>();
+        for (word, chunk) in words.iter().zip(chunks) {
+            word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Relaxed);
         }
         Ok(())
     }

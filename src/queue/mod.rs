@@ -14,10 +14,11 @@
 //! | [`format`] | every byte on disk, the assumptions about the medium, the states and moves |
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
 //! | `live` | one segment in use: header, names, what is dirty |
-//! | `batch` | append, commit, making and recycling of segments |
+//! | `batch`, `place` | append and commit |
+//! | `room` | making and recycling of segments |
 //! | `words` | state words: begin, settle, defer |
 //! | `index`, `read` | what is queued, and reading it back |
-//! | [`recovery`], [`spool`] | starting: cases with labels; lock, shards, ids |
+//! | [`recovery`], `scan`, [`spool`] | starting: cases with labels; lock, shards, ids |
 //!
 //! Diagnostics: a failed write or sync poisons its segment for the life of the process: it is
 //! never synced again, nothing in it is acknowledged any more, its waiters get
@@ -39,8 +40,12 @@ mod index;
 mod live;
 pub mod medium;
 pub mod memory;
+mod place;
 mod read;
 pub mod recovery;
+mod report;
+mod room;
+mod scan;
 pub mod segment;
 pub mod settings;
 pub mod spool;
@@ -53,7 +58,8 @@ pub use format::{SegmentId, State};
 pub use ids::Ids;
 pub use medium::FileMedium;
 pub use read::{Damaged, Piece, ReadPlan, RecipientSummary, StoredMessage, Summary};
-pub use recovery::{Opened, Options, Recovered, RecoveryCase, RecoveryNote};
+pub use recovery::Opened;
+pub use report::{Options, Recovered, RecoveryCase, RecoveryNote};
 pub use segment::{Mapping, Medium};
 pub use spool::{Spool, SpoolError};
 pub use words::Change;

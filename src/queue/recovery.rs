@@ -22,143 +22,24 @@
 //! Diagnostics: an error only when no segment can be used for new mail or ids.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 
 use super::format::{
     self, Entry, ExtentPlace, Geometry, Header, HeaderFault, MessageSlot, NameKind, SegmentId,
-    SegmentKind, Slot, SlotFault, SpoolId, State, StateWord,
+    SegmentKind, Slot, State, StateWord,
 };
 use super::live::{Name, Segment};
+use super::report::{Options, Recovered, RecoveryCase};
+use super::scan::{Found, Scan};
 use super::segment::Medium;
 use super::{Counts, Ids, Queue, read};
 use crate::limits;
-use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, ShardId, Wall};
+use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, Wall};
 
-/// Notes of one start at most; more are only counted.
-const NOTES_MAX: usize = 1_000;
 /// Id blocks reserved at a start: one in use and one in reserve for each kind.
 const START_BLOCKS: usize = 6;
-
-/// What a shard's queue is opened with; made by [`super::Spool::options`].
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The shard.
-    pub shard: ShardId,
-    /// The spool's id.
-    pub spool: SpoolId,
-    /// Octets of a message segment.
-    pub segment_octets: u64,
-    /// Most octets of all segments of this shard.
-    pub octets_max: u64,
-    /// Shard directories to read: its own first, then those of shards that are gone.
-    pub directories: Vec<u8>,
-    /// The spool's next free id block.
-    pub next_block: Arc<AtomicU64>,
-    /// Stored times further ahead than this are brought back to it: the clock was wrong.
-    pub retry_ms_max: u64,
-}
-
-/// The case of a finding; see the module's table.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[expect(missing_docs, reason = "the table of the module says what each is")]
-pub enum RecoveryCase {
-    Foreign,
-    FutureVersion,
-    Truncated,
-    Unreadable,
-    TornGroup,
-    TornBody,
-    Damage,
-    Superseded,
-    InFlight,
-    Poison,
-}
-
-impl RecoveryCase {
-    /// The label, as the log shows it.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Foreign => "foreign",
-            Self::FutureVersion => "future-version",
-            Self::Truncated => "truncated",
-            Self::Unreadable => "unreadable",
-            Self::TornGroup => "torn-group",
-            Self::TornBody => "torn-body",
-            Self::Damage => "damage",
-            Self::Superseded => "superseded",
-            Self::InFlight => "in-flight",
-            Self::Poison => "poison",
-        }
-    }
-}
-
-/// One line for the log.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct RecoveryNote {
-    /// The case.
-    pub case: RecoveryCase,
-    /// What and where.
-    pub text: String,
-}
-
-impl RecoveryNote {
-    /// Does the operator have to look at it? Not at the ordinary traces of a crash.
-    #[must_use]
-    pub fn is_trouble(&self) -> bool {
-        match self.case {
-            RecoveryCase::Superseded | RecoveryCase::InFlight => false,
-            RecoveryCase::Foreign
-            | RecoveryCase::FutureVersion
-            | RecoveryCase::Truncated
-            | RecoveryCase::Unreadable
-            | RecoveryCase::TornGroup
-            | RecoveryCase::TornBody
-            | RecoveryCase::Damage
-            | RecoveryCase::Poison => true,
-        }
-    }
-}
-
-impl std::fmt::Display for RecoveryNote {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.case.label(), self.text)
-    }
-}
-
-/// What a start found.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
-pub struct Recovered {
-    /// Recipients found: pending, poison and damaged together (the term "found at start").
-    pub found_recipients: u64,
-    /// Recipients whose delivery was under way, by message: each may arrive twice.
-    pub uncertain: Vec<(Mid, Vec<Rid>)>,
-    /// Recipients now held as poison, by message.
-    pub poison: Vec<(Mid, Vec<Rid>)>,
-    /// Recipients now held as damaged, by message.
-    pub damaged: Vec<(Mid, Vec<Rid>)>,
-    /// Slots that could not be read at all: each may have been a recipient.
-    pub damaged_slots: u64,
-    /// Groups dropped because their commit had not been acknowledged.
-    pub dropped: u64,
-    /// What happened, at most 1,000 lines.
-    pub notes: Vec<RecoveryNote>,
-    /// Lines that did not fit.
-    pub notes_lost: u64,
-}
-
-impl Recovered {
-    fn note(&mut self, case: RecoveryCase, text: String) {
-        if self.notes.len() < NOTES_MAX {
-            self.notes.push(RecoveryNote { case, text });
-        } else {
-            self.notes_lost += 1;
-        }
-    }
-}
 
 /// An opened queue, its files by segment for the executor, and what was found.
 pub struct Opened<F> {
@@ -687,158 +568,6 @@ impl<M: Medium> Opening<'_, M> {
 
     fn label(&self, segment: usize) -> String {
         label(self.queue.segments[segment].header.segment)
-    }
-}
-
-/// What the scan of a table finds.
-enum Found {
-    /// A whole group.
-    Group {
-        message_slot: u32,
-        message: MessageSlot,
-        entries: Vec<Entry>,
-        extents: Vec<ExtentPlace>,
-    },
-    /// Entries without a message slot that fits.
-    Broken { first: u32, entries: Vec<Entry>, behind: bool },
-    /// A slot before the durable point that cannot be read.
-    BadSlot { index: u32 },
-}
-
-/// The scan of one table, slot by slot.
-struct Scan {
-    durable: u32,
-    first: u32,
-    entries: Vec<Entry>,
-    extents: Vec<ExtentPlace>,
-    extent_slots: u32,
-    /// Behind the last slot of the last whole group.
-    end: u32,
-    body_end: u64,
-    /// First slot of what does not hold together.
-    spoiled: Option<u32>,
-    /// Something stands behind the clean part: no more appends.
-    unclean: bool,
-}
-
-impl Scan {
-    fn new(durable: u32) -> Self {
-        Self {
-            durable,
-            first: 0,
-            entries: Vec::new(),
-            extents: Vec::new(),
-            extent_slots: 0,
-            end: 0,
-            body_end: 0,
-            spoiled: None,
-            unclean: false,
-        }
-    }
-
-    fn take(&mut self, index: u32, slot: Result<Slot, SlotFault>) -> Vec<Found> {
-        let open = !self.entries.is_empty() || self.extent_slots > 0;
-        match slot {
-            Ok(Slot::Entry(entry)) => {
-                let joins = self.extent_slots == 0
-                    && self.entries.last().is_none_or(|last| {
-                        last.mid == entry.mid
-                            && last.copy == entry.copy
-                            && last.distance == entry.distance + 1
-                    });
-                let before = if open && !joins { self.close() } else { Vec::new() };
-                if self.entries.is_empty() {
-                    self.first = index;
-                }
-                self.entries.push(entry);
-                before
-            }
-            Ok(Slot::Extents(part)) => {
-                if !open {
-                    self.first = index;
-                }
-                self.extent_slots += 1;
-                self.extents.extend(part.places);
-                Vec::new()
-            }
-            Ok(Slot::Message(message)) => self.message(index, message),
-            Err(fault) => {
-                let mut found = if open { self.close() } else { Vec::new() };
-                if index < self.durable {
-                    self.spoil(index);
-                    found.push(Found::BadSlot { index });
-                } else if fault == SlotFault::Bad {
-                    self.spoil(index);
-                }
-                found
-            }
-        }
-    }
-
-    fn message(&mut self, index: u32, message: MessageSlot) -> Vec<Found> {
-        let octets = message.body_octets.div_ceil(limits::EXTENT_OCTETS);
-        let extents_right = self.extents.len() as u64 == u64::from(message.extents)
-            && self.extent_slots == message.extent_slots
-            && (message.extents == 0 || octets == u64::from(message.extents));
-        let fits = extents_right
-            && self.entries.len() as u64 == u64::from(message.entries)
-            && message.entries > 0
-            && self.first + message.group_slots() == index + 1
-            && self.entries.iter().all(|e| e.mid == message.mid && e.copy == message.copy)
-            && self.entries.first().is_some_and(|e| self.first + e.distance == index);
-        if !fits {
-            if self.entries.is_empty() {
-                self.first = index;
-            }
-            self.extent_slots += 1;
-            return self.close();
-        }
-        if self.end != self.first {
-            // Slots were skipped: what stands here was stored by a commit that came only in part.
-            self.unclean = true;
-        }
-        self.end = index + 1;
-        self.extent_slots = 0;
-        vec![Found::Group {
-            message_slot: index,
-            message,
-            entries: std::mem::take(&mut self.entries),
-            extents: std::mem::take(&mut self.extents),
-        }]
-    }
-
-    fn close(&mut self) -> Vec<Found> {
-        self.extents.clear();
-        self.extent_slots = 0;
-        self.spoil(self.first);
-        let entries = std::mem::take(&mut self.entries);
-        vec![Found::Broken { first: self.first, entries, behind: self.first >= self.durable }]
-    }
-
-    fn end(&mut self) -> Vec<Found> {
-        let open = !self.entries.is_empty() || self.extent_slots > 0;
-        if open { self.close() } else { Vec::new() }
-    }
-
-    fn spoil(&mut self, slot: u32) {
-        self.unclean = true;
-        self.spoiled = Some(self.spoiled.map_or(slot, |before| before.min(slot)));
-    }
-
-    fn reach(&mut self, message: &MessageSlot) {
-        let envelope_end = message.head_offset + u64::from(message.envelope_octets);
-        let body_end = if message.extents == 0 {
-            message.body_offset.saturating_add(message.body_octets)
-        } else {
-            0
-        };
-        self.body_end = self.body_end.max(envelope_end).max(body_end);
-    }
-
-    /// How far the durable point may go: never over what does not hold together behind it, or
-    /// the next start would take it for damage.
-    fn clean_end(&self) -> u32 {
-        self.spoiled.map_or(self.end, |spoiled| spoiled.min(self.end)).max(self.durable)
     }
 }
 

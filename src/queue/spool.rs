@@ -19,7 +19,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::format::{HEADERS_END, Header, SegmentId, SpoolId, VERSION};
 use super::medium::FileMedium;
-use super::recovery::Options;
+use super::report::Options;
 use super::segment::Medium;
 use super::settings::QueueSettings;
 use crate::limits;

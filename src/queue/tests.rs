@@ -10,8 +10,8 @@ use super::memory::{MemFile, MemMedium};
 use super::settings::QueueSettings;
 use super::*;
 use crate::mail::{
-    Accepted, BodyKind, Dcid, Icid, Mailbox, MessageFacts, Notify, Now, Recipient, Reply, Ret,
-    ShardId,
+    Accepted, Body, BodyKind, Dcid, Icid, Mailbox, MessageFacts, Notify, Now, Recipient, Reply,
+    Ret, ShardId,
 };
 
 const MIB: u64 = 1 << 20;
@@ -72,16 +72,21 @@ impl<M: Medium> Rig<M> {
             let fails = self.failing == Some(self.effects);
             self.effects += 1;
             self.perform(effect, fails);
-            while let Some(event) = self.queue.poll_event() {
-                match event {
-                    Event::Committed { ticket, safe: _, handles } => {
-                        self.committed.insert(ticket, handles);
-                    }
-                    Event::Failed { ticket } => self.failed.push(ticket),
+            self.poll();
+        }
+        self.poll();
+        true
+    }
+
+    fn poll(&mut self) {
+        while let Some(event) = self.queue.poll_event() {
+            match event {
+                Event::Committed { ticket, safe: _, handles } => {
+                    self.committed.insert(ticket, handles);
                 }
+                Event::Failed { ticket } => self.failed.push(ticket),
             }
         }
-        true
     }
 
     fn perform(&mut self, effect: Effect, fails: bool) {
@@ -195,6 +200,10 @@ fn accepted() -> Accepted {
 fn last() -> LastOutcome {
     let status = Enhanced::new(4, 2, 1);
     LastOutcome { code: 450, status, host: Some("mx.a.example".into()), warnings: 2 }
+}
+
+fn small(n: u64) -> usize {
+    usize::try_from(n).unwrap()
 }
 
 fn body(length: usize) -> Vec<u8> {
@@ -329,12 +338,19 @@ fn largest_block(medium: &MemMedium) -> u64 {
 /// recipient that it had settled whether that was durable.
 fn life(rig: &mut Rig<MemMedium>) -> Vec<u64> {
     let mut acknowledged = Vec::new();
-    let large = body(400_000);
+    let large = body(270_000);
     for round in 0..4 {
         let mut tickets = Vec::new();
+        if let Some(handle) = rig.handles().first().copied() {
+            // A sync of state words that ends while the next commit is being written.
+            assert_eq!(rig.queue.begin(handle, &[Rid(0)]).len(), 1);
+            assert!(rig.queue.release(handle, Rid(0)).applied);
+            rig.now = rig.now.plus_ms(1_000);
+            rig.queue.tick(rig.now);
+        }
         for n in 0..3 {
             let mid = 100 + round * 10 + n;
-            let data = if n == 2 { large.clone() } else { body(3000 + n as usize) };
+            let data = if n == 2 { large.clone() } else { body(3000 + small(n)) };
             let to = ["a@one.example", "b@two.example"];
             tickets.push((mid, rig.append(mid, &to, &data)));
         }
@@ -350,23 +366,21 @@ fn life(rig: &mut Rig<MemMedium>) -> Vec<u64> {
 
 #[test]
 fn killed_at_every_effect_it_loses_nothing_and_invents_nothing() {
-    for kill in 0..60 {
-        let mut random = proptest::test_runner::TestRng::deterministic_rng(
-            proptest::test_runner::RngAlgorithm::ChaCha,
-        );
+    for kill in 0..32 {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64 ^ kill as u64;
         let medium = MemMedium::default();
         let mut rig = Rig::open(medium.clone(), options(64 * MIB));
         rig.killed_at = kill;
         let acknowledged = life(&mut rig);
         drop(rig);
-        let mut bits = move || proptest::prelude::Rng::next_u32(&mut random) & 1 == 1;
-        let images = [
-            medium.after_power_cut(|| false),
-            medium.after_power_cut(|| true),
-            medium.after_power_cut(&mut bits),
-            medium.after_power_cut(&mut bits),
-            medium.clone(),
-        ];
+        let mut bits = move || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random & 1 == 1
+        };
+        let images =
+            [medium.after_power_cut(|| false), medium.after_power_cut(&mut bits), medium.clone()];
         for image in images {
             let first = Rig::open(image.clone(), options(64 * MIB)).contents();
             let mut rig = Rig::open(image, options(64 * MIB));
@@ -374,7 +388,7 @@ fn killed_at_every_effect_it_loses_nothing_and_invents_nothing() {
             assert_eq!(rig.recovered.damaged, [], "no crash looks like damage");
             assert_eq!(rig.recovered.damaged_slots, 0, "no crash looks like damage");
             for mid in &acknowledged {
-                let data = if mid % 10 == 2 { 400_000 } else { 3000 + *mid as usize % 10 };
+                let data = if mid % 10 == 2 { 270_000 } else { 3000 + small(*mid % 10) };
                 let sum = crc32c::crc32c(&body(data));
                 for (rid, to) in [(0, "a@one.example"), (1, "b@two.example")] {
                     assert_eq!(first.get(&(*mid, rid)), Some(&(to.to_owned(), sum)), "kill {kill}");
@@ -425,7 +439,7 @@ fn flipped_bits_are_never_handed_out() {
     let table = geometry.table_offset..geometry.table_offset + 6 * 128;
     let bodies = geometry.body_offset..geometry.body_offset + 700;
     let names = format::HEADERS_END..format::HEADERS_END + 100;
-    for at in table.chain(bodies).chain(names).chain(0..100).step_by(5) {
+    for at in table.chain(bodies).chain(names).chain(0..100).step_by(11) {
         let (medium, ..) = make(2);
         let file: Arc<MemFile> = medium.file(SegmentId(1)).unwrap();
         file.change(at, |octet| octet ^ 0x10);

@@ -1,0 +1,230 @@
+//! Placing: where each octet and slot of a commit goes.
+//!
+//! Owns: the layout of a batch, its checksums and names. Never: the order of effects (`batch`).
+
+use std::sync::Arc;
+
+use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Phase, Placed, count};
+use super::format::{
+    self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, RecipientTexts, Slot, flags,
+};
+use super::live::Name;
+use super::{Chunk, NewMessage, Queue};
+use crate::limits;
+use crate::mail::{BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
+
+/// Bodies up to here are copied together: one buffer costs less than many small ones.
+const COPY_OCTETS_MAX: usize = 64 * 1024;
+
+impl Queue {
+    pub(super) fn gather(&self, active: usize) -> Gather {
+        let segment = &self.segments[active];
+        let expected = self.pending_octets.min(COMMIT_OCTETS_MAX);
+        Gather {
+            commit: Commit {
+                segment: active,
+                messages: Vec::with_capacity(self.pending.len()),
+                first_slot: segment.next_slot,
+                slots: Vec::with_capacity(self.pending.len() * 2),
+                body_start: segment.next_body,
+                extent_segments: Vec::new(),
+                extents: Vec::new(),
+                phase: Phase::Written,
+                failed: false,
+            },
+            chunks: Vec::new(),
+            buffer: Vec::with_capacity(usize::try_from(expected).unwrap_or(0)),
+            at: segment.next_body,
+            extent_writes: Vec::new(),
+        }
+    }
+
+    /// Gives a message its place in the commit: octets to write, slots to store.
+    pub(super) fn place(&mut self, pending: &Pending, gather: &mut Gather) {
+        let active = gather.commit.segment;
+        let message = &pending.message;
+        let sender = message.envelope.sender.as_ref().map_or("", |s| s.as_str());
+        let sender_hash = format::address_hash(sender.as_bytes());
+        let profile = self.label(active, &message.bounce_profile);
+        let listener = self.label(active, &message.listener);
+        let place = self.segments[active].place;
+        let head_offset = gather.at;
+        let head_start = gather.buffer.len();
+        head_texts(&message.envelope).encode_into(&mut gather.buffer);
+        let head_checksum =
+            format::checksum_at(place.seed, head_offset, &gather.buffer[head_start..]);
+        gather.at += pending.head_octets as u64;
+        self.place_entries(pending, sender_hash, gather);
+        let (body_offset, body_checksum) = if pending.extents > 0 {
+            self.place_extents(pending, gather);
+            (0, 0)
+        } else {
+            let at = gather.at;
+            (at, place_body(message, place.seed, gather))
+        };
+        let slot = Slot::Message(MessageSlot {
+            flags: flags_of(&message.envelope, message.body.facts),
+            copy: 0,
+            entries: count(pending.order.len()),
+            mid: message.mid,
+            cause: message.cause,
+            arrival: message.arrival,
+            sender_hash,
+            body_octets: message.body.bytes.len() as u64,
+            head_offset,
+            head_octets: count(pending.head_octets),
+            head_checksum,
+            envelope_octets: u32::try_from(pending.envelope_octets).unwrap_or(u32::MAX),
+            body_checksum,
+            body_offset,
+            extents: pending.extents,
+            extent_slots: pending.extent_slots(),
+            profile,
+            listener,
+        });
+        let message_slot = gather.commit.push(&slot, place);
+        gather.commit.messages.push(Placed { ticket: pending.ticket, message_slot });
+    }
+
+    fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
+        let active = gather.commit.segment;
+        let place = self.segments[active].place;
+        let behind = pending.extent_slots();
+        let mut last: Option<(&Domain, u16)> = None;
+        for (i, position) in pending.order.iter().enumerate() {
+            let recipient = &pending.message.envelope.recipients[*position as usize];
+            let domain = recipient.address.domain();
+            let index = match last {
+                Some((before, index)) if before == domain => index,
+                _ => self.domain_index(active, domain),
+            };
+            last = Some((domain, index));
+            let start = gather.buffer.len();
+            recipient_texts(recipient).encode_into(&mut gather.buffer);
+            let record = &gather.buffer[start..];
+            let entry = Entry {
+                notify: recipient.notify.0,
+                copy: 0,
+                rid: recipient.rid,
+                mid: pending.message.mid,
+                domain: index,
+                distance: count(pending.order.len() - i) + behind,
+                recipient_hash: format::address_hash(recipient.address.as_str().as_bytes()),
+                sender_hash,
+                record_offset: gather.at,
+                record_octets: count(record.len()),
+                record_checksum: format::checksum_at(place.seed, gather.at, record),
+            };
+            gather.at += record.len() as u64;
+            let slot = gather.commit.push(&Slot::Entry(entry), place);
+            let word = format::StateWord::READY.encode(place, slot).to_le_bytes();
+            if let Some(stored) = gather.commit.slots.last_mut() {
+                stored[120..].copy_from_slice(&word);
+            }
+        }
+    }
+
+    fn place_extents(&mut self, pending: &Pending, gather: &mut Gather) {
+        let place = self.segments[gather.commit.segment].place;
+        let body = &pending.message.body;
+        let mut places = Vec::with_capacity(pending.extents as usize);
+        let extent_octets = usize::try_from(limits::EXTENT_OCTETS).unwrap_or(usize::MAX);
+        for start in (0..body.bytes.len()).step_by(extent_octets) {
+            let Some((segment, index)) = self.extents_free.pop() else {
+                unreachable!("the free extents were counted before")
+            };
+            let end = body.bytes.len().min(start + extent_octets);
+            let live = &self.segments[segment];
+            let offset = live.geometry.extent_offset(index);
+            places.push(ExtentPlace {
+                segment: live.header.segment,
+                generation: live.header.generation,
+                index,
+                checksum: format::checksum_at(live.place.seed, offset, &body.bytes[start..end]),
+            });
+            let chunk = Chunk::Shared { body: body.clone(), start, end };
+            gather.extent_writes.push((segment, offset, chunk));
+            gather.commit.extents.push((segment, index));
+            if !gather.commit.extent_segments.contains(&segment) {
+                gather.commit.extent_segments.push(segment);
+            }
+        }
+        let mut first = 0;
+        for part in places.chunks(format::EXTENTS_PER_SLOT) {
+            let slot = ExtentSlot { copy: 0, first, places: part.to_vec() };
+            gather.commit.push(&Slot::Extents(slot), place);
+            first += count(part.len());
+        }
+    }
+
+    fn label(&mut self, segment: usize, label: &Arc<str>) -> u16 {
+        let segment = &mut self.segments[segment];
+        segment
+            .label_index(label)
+            .unwrap_or_else(|| segment.add_name(Name::Label(label.clone()), label))
+    }
+
+    fn domain_index(&mut self, segment: usize, domain: &Domain) -> u16 {
+        let live = &mut self.segments[segment];
+        let known = self.index.known(domain).and_then(|number| live.destination_index(number));
+        known.unwrap_or_else(|| {
+            let number = self.index.name(domain);
+            live.add_name(Name::Domain(number), domain.as_str())
+        })
+    }
+}
+
+impl Commit {
+    fn push(&mut self, slot: &Slot, place: format::TablePlace) -> u32 {
+        let index = self.first_slot + count(self.slots.len());
+        self.slots.push(slot.encode(place, index));
+        index
+    }
+}
+
+fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
+    let checksum = format::checksum_at(seed, gather.at, &message.body.bytes);
+    if message.body.bytes.len() <= COPY_OCTETS_MAX {
+        gather.buffer.extend_from_slice(&message.body.bytes);
+    } else {
+        gather.chunks.push(Chunk::Owned(std::mem::take(&mut gather.buffer)));
+        let (body, end) = (message.body.clone(), message.body.bytes.len());
+        gather.chunks.push(Chunk::Shared { body, start: 0, end });
+    }
+    gather.at += message.body.bytes.len() as u64;
+    checksum
+}
+
+pub(super) fn head_texts(envelope: &Envelope) -> HeadTexts<'_> {
+    HeadTexts {
+        sender: envelope.sender.as_ref().map(|sender| sender.as_str().as_bytes()),
+        envid: envelope.envid.as_ref().map(|envid| envid.as_bytes()),
+        redirect: None,
+    }
+}
+
+pub(super) fn recipient_texts(recipient: &Recipient) -> RecipientTexts<'_> {
+    RecipientTexts {
+        address: recipient.address.as_str().as_bytes(),
+        orcpt: recipient.orcpt.as_ref().map(|orcpt| orcpt.as_bytes()),
+    }
+}
+
+fn flags_of(envelope: &Envelope, facts: MessageFacts) -> u8 {
+    let bit = |set: bool, flag: u8| if set { flag } else { 0 };
+    let body = match envelope.body {
+        BodyKind::SevenBit => 0,
+        BodyKind::EightBitMime => flags::BODY_8BITMIME,
+    };
+    let ret = match envelope.ret {
+        None => 0,
+        Some(Ret::Full) => flags::RET_FULL,
+        Some(Ret::Headers) => flags::RET_HEADERS,
+    };
+    bit(facts.leading_dot, flags::LEADING_DOT)
+        | bit(facts.eight_bit, flags::EIGHT_BIT)
+        | bit(facts.utf8_header, flags::UTF8_HEADER)
+        | bit(envelope.smtputf8, flags::SMTPUTF8)
+        | body
+        | ret
+}
