@@ -1,6 +1,8 @@
 //! What the mail log costs a message at full detail: its lines from injection to delivery, with
 //! the hand-over to the writer. The budget is a tenth of the 10 us that a message may take.
 
+#![allow(missing_docs, reason = "criterion's macro makes an undocumented function")]
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -93,7 +93,8 @@ impl Arguments {
             serde_json::to_string(&report).map_err(|error| CliError::new(Exit::Software, error))?
         } else {
             format!(
-                "{} messages, {} recipients, {} connections, {} octets in {:.3} s: {:.0} messages/s",
+                "{} messages, {} recipients, {} connections, {} octets in {:.3} s: \
+                 {:.0} messages/s",
                 report.messages,
                 report.recipients,
                 report.connections,

@@ -48,7 +48,8 @@ pub struct SourceOptions {
     pub sessions: u32,
     /// Octets of each message, its header included; large enough for the header (about 250).
     pub size: usize,
-    /// Recipients of each message; those behind the first get `+1`, `+2`, … before the at sign.
+    /// Recipients of each message; those behind the first get `+1`, `+2` and so on before
+    /// the at sign.
     pub recipients: u32,
     /// Reverse-path, without brackets; empty is the null reverse-path.
     pub from: String,

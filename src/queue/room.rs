@@ -51,12 +51,6 @@ impl Queue {
         Ok(())
     }
 
-    /// True while a commit, a sync or the making of a segment is under way or due.
-    #[must_use]
-    pub fn is_busy(&self) -> bool {
-        !self.purposes.is_empty() || !self.effects.is_empty() || self.commit.is_some()
-    }
-
     pub(super) fn extents_wanting(&self, pending: &Pending) -> u64 {
         let free = count(self.extents_free.len());
         u64::from(pending.extents.saturating_sub(free)) * limits::EXTENT_OCTETS

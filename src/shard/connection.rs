@@ -76,7 +76,9 @@ impl Bell {
 
     /// Waits until the bell rings, `duration` at most.
     pub async fn rung_within(&self, duration: Duration) {
-        drop(self.beside(super::io::sleep(duration)).await);
+        match self.beside(super::io::sleep(duration)).await {
+            Beside::Done(()) | Beside::Deadline | Beside::Rung => {}
+        }
     }
 
     fn poll(&self, cx: &Context<'_>) -> Poll<Happened> {

@@ -308,7 +308,7 @@ impl Shard {
         // What is left is cut; a transaction past its final dot is uncertain at the next start.
         self.queue.borrow_mut().flush();
         self.commit_bell.ring();
-        while self.queue.borrow().is_busy() {
+        while !self.queue.borrow().is_quiet() {
             io::sleep(Duration::from_millis(10)).await;
         }
         self.finish_log().await;

@@ -62,7 +62,7 @@ impl FromStr for Stage {
     }
 }
 
-/// What a reply answers: the key of `--reply KEY="…"`.
+/// What a reply answers: the key of `--reply KEY="REPLY"`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answered {
     /// The connection itself.

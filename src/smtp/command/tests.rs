@@ -1,3 +1,5 @@
+//! Commands by tables, and any octets at all.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Message data cut at every octet, and what ends it.
+
 use proptest::prelude::*;
 
 use super::*;

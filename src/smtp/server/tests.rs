@@ -1,3 +1,5 @@
+//! The dialogue with a client, by tables and cut at every octet.
+
 use proptest::prelude::*;
 
 use super::*;
