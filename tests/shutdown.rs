@@ -1,5 +1,13 @@
 //! The end in good order: what SIGTERM waits for and what it cuts, and what SIGHUP does.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test may fail and reads time; it uses a part of what tests share"
+)]
+
 mod common;
 
 use std::fs;
@@ -7,8 +15,6 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Client, Engine, Peer, Setup};
-
-const MAIL: &[u8] = b"Subject: test\r\n\r\nhello\r\n";
 
 fn engine(peer: &Peer) -> Engine {
     Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))))
@@ -23,7 +29,7 @@ fn late_peer(delay: Duration) -> (Peer, mpsc::Receiver<()>) {
             let dot = dot.clone();
             peer.serve_with(move |line| {
                 if line == "." {
-                    drop(dot.send(()));
+                    dot.send(()).unwrap_or_default();
                     std::thread::sleep(delay);
                 }
                 None
@@ -111,7 +117,7 @@ fn a_delivery_before_its_final_dot_is_finished_or_kept() {
             let seen = seen.clone();
             peer.serve_with(move |line| {
                 if number == 0 && line.starts_with("DATA") {
-                    drop(seen.send(()));
+                    seen.send(()).unwrap_or_default();
                     std::thread::sleep(Duration::from_millis(700));
                 }
                 None
