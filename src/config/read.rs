@@ -239,7 +239,7 @@ fn listener(
 ) -> ListenerSettings {
     let default = default_listener(hostname);
     let address = section.get("address", socket_address).unwrap_or(default.address);
-    if others.iter().any(|other| other.address == address) {
+    if address.port() != 0 && others.iter().any(|other| other.address == address) {
         let what = refuse(format_args!("{address} is taken by a listener above"), "each one once");
         section.refuse_key("address", &what);
     }
