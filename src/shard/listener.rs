@@ -115,6 +115,10 @@ impl<'a> Client<'a> {
                 }
                 Happened::Rung => {
                     self.answer(now);
+                    if self.is_cut_off() {
+                        self.session.handle_closed(&mut self.gate());
+                        break true;
+                    }
                     if self.shard.stopping() != Stopping::No {
                         self.session.begin_shutdown(&mut self.gate());
                     }
@@ -151,6 +155,14 @@ impl<'a> Client<'a> {
         } else {
             self.session.greet();
         }
+    }
+
+    /// The engine ends and the time for clients is over. A message that waits for its verdict
+    /// still gets it.
+    fn is_cut_off(&self) -> bool {
+        self.shard.stopping() != Stopping::No
+            && self.awaited.is_none()
+            && self.shard.grace_is_over()
     }
 
     /// Hands what was received to the session, message by message.
