@@ -56,7 +56,7 @@ fn what_was_answered_survives_kill_9() {
         engine.launch();
         engine.wait_log_count("Begin Logfile", round as usize + 2);
         engine.assert_conservation();
-        let found = engine.metric("ringpost_recipients_found_at_start_total");
+        let found = engine.metric("ringpost_recipients_accepted_total{source=\"found_at_start\"}");
         eprintln!("round {round}: back after {:?}, found {found} recipients", start.elapsed());
     }
     std::thread::sleep(Duration::from_millis(200));
