@@ -235,6 +235,7 @@ impl Shard {
             sessions: Cell::new(0),
             takes_mail: Cell::new(true),
             stopped_at: Cell::new(None),
+            snapshot: RefCell::new(Rc::new(Snapshot::clone(&config))),
             shared,
         });
         shard.take_over(&recovered);
