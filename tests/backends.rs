@@ -156,10 +156,13 @@ fn without_io_uring() -> Command {
 }
 
 fn refuse_io_uring() -> io::Result<()> {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let op = |code: u32, jt, jf, k| {
+        let code = u16::try_from(code).expect("codes have 16 bits");
+        libc::sock_filter { code, jt, jf, k }
+    };
     // io_uring_setup, io_uring_enter and io_uring_register are 425 to 427 on every architecture
     // but alpha.
     let mut filter = [
