@@ -267,8 +267,9 @@ impl Shard {
     ) {
         let served = self.lane(&delivery.destination, host);
         let id = self.under_way.borrow().get(&delivery.handle).map(|under_way| under_way.id);
+        let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
-        lane.push_bound(delivery);
+        pieces.into_iter().for_each(|piece| lane.push_bound(piece));
         if let (true, Some(id)) = (bound, id) {
             lane.block(id);
             self.destinations.borrow_mut().pause(id);
