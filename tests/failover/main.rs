@@ -143,3 +143,24 @@ fn recipients_each_by_its_own_outcome() {
 fn lost_final_replies_counted_as_delivered() {
     play_everywhere(rows::possibly_delivered, "possible_delivery = \"delivered\"");
 }
+
+#[test]
+fn the_recipients_that_a_host_takes_at_once_are_remembered() {
+    for io in io_modes() {
+        let script = script::at_most(2, "452 4.5.3 too many");
+        let peer = Peer::start(move |peer, _| script::play(peer, &script));
+        let tables = "[destination.default]\nmax_connections = 1\n";
+        let setup = Setup::new(io, format!("few.test {}\n", peer.host(0))).tables(tables);
+        let engine = Engine::start(&setup);
+        for count in [2, 4] {
+            engine.send("s@few.test", &["a@few.test", "b@few.test", "c@few.test"]);
+            engine.wait("both transactions", || peer.messages().len() == count);
+        }
+        engine.wait_log_count("Message finished", 2);
+        let lines = engine.log_lines();
+        let starts = lines.iter().filter(|line| line.starts_with("Delivery start"));
+        let rids: Vec<_> = starts.filter_map(|line| line.split_once(" to RID ")).collect();
+        let rids: Vec<_> = rids.into_iter().map(|(_, rids)| rids).collect();
+        assert_eq!(rids, ["[0, 1, 2]", "[2]", "[0, 1]", "[2]"]);
+    }
+}
