@@ -52,7 +52,12 @@ impl Shard {
             let Some(sign) = settle::host::sign_of(outcome) else { continue };
             match sign {
                 Sign::Success => gate.success(now),
-                Sign::HostRefusal => gate.refusal(delivery.host, hosts),
+                Sign::HostRefusal => {
+                    gate.refusal(delivery.host, hosts);
+                    if delivery.destination.has_no_host(now) {
+                        gate.hosts_down();
+                    }
+                }
                 Sign::Trouble | Sign::Mailbox => {}
             }
             if let Some(under_way) = self.under_way.borrow_mut().get_mut(&delivery.handle) {
