@@ -17,7 +17,7 @@ use super::hot::Message;
 use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
-use crate::queue::{State, Summary};
+use crate::queue::{RecipientSummary, State, Summary};
 use crate::route::{Choice, HostSet};
 use crate::schedule::settings::BounceProfile;
 use crate::schedule::{DestinationId, Sign, retry};
@@ -168,12 +168,7 @@ impl Shard {
             return Vec::new();
         };
         let now = self.now().wall;
-        let due = |r: &&crate::queue::RecipientSummary| match r.state {
-            State::Ready => true,
-            State::Deferred => r.next_attempt <= now,
-            _ => false,
-        };
-        let due: Vec<_> = summary.recipients.iter().filter(due).collect();
+        let due = due_at(&summary, now);
         let rids: Vec<Rid> = due.iter().map(|r| r.rid).collect();
         let attempts = due.iter().map(|r| u32::from(r.attempts)).max().unwrap_or(0);
         let all = self.delivery_of(handle, &summary, rids, attempts);
@@ -268,8 +263,9 @@ impl Shard {
     ) {
         let served = self.lane(&delivery.destination, host);
         let id = self.under_way.borrow().get(&delivery.handle).map(|under_way| under_way.id);
+        let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
-        lane.push_bound(delivery);
+        pieces.into_iter().for_each(|piece| lane.push_bound(piece));
         if let (true, Some(id)) = (bound, id) {
             lane.block(id);
             self.destinations.borrow_mut().pause(id);
@@ -408,6 +404,21 @@ impl Delivery {
         let wanted = |r: &&Recipient| self.rids.contains(&r.rid);
         message.envelope.recipients.iter().filter(wanted).cloned().collect()
     }
+}
+
+/// The recipients to be attempted at `now`. A handle without one that is due was made ready
+/// before its time, by a wake-up or by the operator: all that are deferred go then.
+fn due_at(summary: &Summary, now: Wall) -> Vec<&RecipientSummary> {
+    let by = |now: Wall| {
+        let is_due = move |r: &&RecipientSummary| match r.state {
+            State::Ready => true,
+            State::Deferred => r.next_attempt <= now,
+            _ => false,
+        };
+        summary.recipients.iter().filter(is_due).collect::<Vec<_>>()
+    };
+    let due = by(now);
+    if due.is_empty() { by(Wall(u64::MAX)) } else { due }
 }
 
 /// When the first pending recipient is due; ready ones are due at once.

@@ -53,7 +53,12 @@ impl Shard {
             let Some(sign) = settle::host::sign_of(outcome) else { continue };
             match sign {
                 Sign::Success => gate.success(now),
-                Sign::HostRefusal => gate.refusal(delivery.host, hosts),
+                Sign::HostRefusal => {
+                    gate.refusal(delivery.host, hosts);
+                    if delivery.destination.has_no_host(now) {
+                        gate.hosts_down();
+                    }
+                }
                 Sign::Trouble | Sign::Mailbox => {}
             }
             if let Some(under_way) = self.under_way.borrow_mut().get_mut(&delivery.handle) {
@@ -83,6 +88,7 @@ impl Shard {
         for (rid, outcome) in outcomes {
             sorted.add(rid, recipient::verdict(outcome, context));
         }
+        sorted.join_untried();
         self.count_pieces(delivery.handle, sorted.pieces().saturating_sub(1));
         self.carry_out(&delivery, sorted, at);
     }
@@ -117,7 +123,9 @@ impl Shard {
         }
         if !sorted.untried.is_empty() {
             self.release(delivery.handle, &sorted.untried);
-            self.go_on(Step::Route(delivery.part(sorted.untried)));
+            let mut piece = delivery.part(sorted.untried);
+            piece.tried.remove(piece.host);
+            self.go_on(Step::Route(piece));
         }
         let host = Some(at.served.host.address());
         for (failure, rids) in sorted.bounce {
@@ -340,6 +348,14 @@ impl Sorted {
                     None => self.defer.push((failure, uncertain, alarm, vec![rid])),
                 }
             }
+        }
+    }
+
+    /// Recipients behind the one that was too many were not offered: they go with it.
+    fn join_untried(&mut self) {
+        if !self.same_session.is_empty() {
+            self.same_session.append(&mut self.untried);
+            self.same_session.sort_unstable();
         }
     }
 
