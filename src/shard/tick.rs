@@ -11,6 +11,7 @@ use super::io;
 use super::shared::lock;
 use super::{Shard, ShardReport, Stopping};
 use crate::schedule::retry;
+use crate::telemetry::line::Level;
 
 /// The length of a tick.
 const TICK: Duration = Duration::from_millis(100);
@@ -44,6 +45,7 @@ impl Shard {
             self.shared.rung(self.id).await;
             self.log_bell.ring();
             if self.stopping() == Stopping::No {
+                self.follow_configuration();
                 self.retry_lanes();
                 self.feed_bell.ring();
             } else {
@@ -75,6 +77,7 @@ impl Shard {
         });
         self.queue.borrow_mut().tick(now);
         self.commit_bell.ring();
+        self.log_notes();
         if self.stopping() != Stopping::No {
             return;
         }
@@ -84,6 +87,20 @@ impl Shard {
         let wakes = self.shared.gates.wakes();
         if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
             self.feed_bell.ring();
+        }
+    }
+
+    /// What the control plane has to say in the log.
+    fn log_notes(&self) {
+        if self.id.0 != 0 {
+            return;
+        }
+        for (level, text) in self.shared.take_notes() {
+            self.log(|log, now| match level {
+                Level::Info => log.info(now, &text),
+                Level::Warning => log.warning(now, &text),
+                Level::Critical => log.critical(now, &text),
+            });
         }
     }
 
@@ -160,6 +177,7 @@ impl Shard {
             usage,
             destinations: self.destinations.borrow().iter().count(),
             latencies: self.latencies.borrow().clone(),
+            commit_latencies: self.commit_latencies.borrow().clone(),
             takes_mail,
         };
         *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
