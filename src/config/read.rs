@@ -310,7 +310,8 @@ fn admin(
 ) -> AdminSettings {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8025));
     let address = section.get("address", socket_address).unwrap_or(default);
-    if listeners.iter().any(|listener| listener.address == address) {
+    let taken = listeners.iter().any(|listener| listener.address == address);
+    if taken && address.port() != 0 {
         let what = refuse(format_args!("{address} is taken by a listener"), "one of its own");
         section.refuse_key("address", &what);
     }

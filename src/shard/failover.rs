@@ -80,13 +80,19 @@ impl Shard {
     /// A connect has run for two seconds: if another host of the route is up, the lane's
     /// deliveries take new turns.
     pub(super) fn connect_is_slow(self: &Rc<Self>, served: &Rc<Served>) {
-        if served.ready.get() > 0 {
-            return;
+        if served.ready.get() == 0 {
+            self.yield_lane(served);
         }
+    }
+
+    /// The host of this lane gives no answer: deliveries that have another host that is up take
+    /// new turns, the others stay.
+    pub(super) fn yield_lane(self: &Rc<Self>, served: &Rc<Served>) {
         let now = self.now().mono;
         let (stay, go): (Vec<_>, Vec<_>) = self.drain_lane(served).into_iter().partition(|d| {
-            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now, &d.tried));
-            !other
+            let mut without = d.tried;
+            without.insert(d.host);
+            !d.destination.plan().is_some_and(|plan| plan.has_up(now, &without))
         });
         let mut lane = served.lane.borrow_mut();
         stay.into_iter().rev().for_each(|delivery| lane.give_back(delivery));

@@ -69,6 +69,9 @@ pub struct Shard {
     id: ShardId,
     backend: Backend,
     shared: Arc<Shared>,
+    /// A copy of the configuration in force, looked at ten times a second and when the doorbell rings: a
+    /// reference count that all shards write per message would be a meeting point.
+    snapshot: RefCell<Rc<Snapshot>>,
     files: Files,
     medium: Arc<FileMedium>,
     queue: RefCell<Queue>,
@@ -105,8 +108,20 @@ impl Shard {
         io::now()
     }
 
-    fn config(&self) -> Arc<Snapshot> {
-        self.shared.config.load_full()
+    fn config(&self) -> Rc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Looks for a new configuration; destinations that were set aside under the old one may
+    /// feed again.
+    fn refresh_config(&self) {
+        if self.shared.config.load().epoch == self.config().epoch {
+            return;
+        }
+        self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
+        self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.destinations.borrow_mut().poke_all();
+        self.feed_bell.ring();
     }
 
     fn counters(&self) -> &Counters {

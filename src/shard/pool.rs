@@ -50,6 +50,11 @@ pub(super) struct Served {
     pub(super) idle: RefCell<Vec<Rc<Bell>>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
+    /// Sessions with a transaction under way, and when one of them last asked for something.
+    pub(super) outstanding: Cell<usize>,
+    pub(super) asked: Cell<Mono>,
+    /// No new connections before this: a permit was given back for another shard.
+    pub(super) hold_off: Cell<Mono>,
     /// The latest good reply of a session here.
     pub(super) heard: Cell<Option<Mono>>,
 }
@@ -93,6 +98,9 @@ impl Shard {
                 idle: RefCell::default(),
                 connecting: Cell::new(0),
                 ready: Cell::new(0),
+                outstanding: Cell::new(0),
+                asked: Cell::default(),
+                hold_off: Cell::default(),
                 heard: Cell::new(None),
             })
         });
@@ -127,6 +135,9 @@ impl Shard {
             return;
         }
         let now = self.now();
+        if now.mono < served.hold_off.get() {
+            return;
+        }
         let Some(destination) = served.lane.borrow().peek().map(|d| d.destination.clone()) else {
             return;
         };
@@ -244,6 +255,18 @@ impl Shard {
     pub(super) fn ring_all_sessions(&self) {
         for bell in self.bells.borrow().iter().filter_map(std::rc::Weak::upgrade) {
             bell.ring();
+        }
+    }
+
+    /// Lanes whose host has been silent for too long: their deliveries take new turns.
+    pub(super) fn look_for_silence(self: &Rc<Self>) {
+        let now = self.now().mono;
+        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        for served in lanes {
+            let waits = served.outstanding.get() > 0;
+            if waits && served.host.check_silence(served.asked.get(), now) {
+                self.yield_lane(&served);
+            }
         }
     }
 

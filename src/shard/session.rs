@@ -17,12 +17,19 @@ use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
 use super::pool::{Held, Served};
 use super::{Shard, Stopping};
-use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Stage};
+use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, Stage};
 use crate::route::Probe;
 use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, Transaction};
 
 /// A connect without an answer for this long is slow: other hosts take its deliveries.
 const SLOW_CONNECT: Duration = Duration::from_millis(crate::route::host::SLOW_CONNECT_MS);
+
+/// A busy session keeps a permit that another shard waits for this long at most.
+const BUSY_MAX: Duration = Duration::from_secs(1);
+
+/// A lane that gave a permit back does not ask again for this long: permits are not handed over,
+/// and it would win its own one back.
+const HOLD_OFF: Duration = Duration::from_millis(200);
 
 /// Deliveries of a lane that a session looks at for one whose destination has a permit.
 const LOOK_AHEAD_MAX: usize = 64;
@@ -45,7 +52,9 @@ pub(super) async fn run(
             let peer = served.key.address;
             let from = local.unwrap_or(IpAddr::from([0, 0, 0, 0]));
             shard.log(|log, now| log.new_smtp_dcid(now, dcid, from, peer));
-            let dialogue = Dialogue::new(&shard, &served, &destination, dcid, local, held, probe);
+            let (from, of) = (bell.clone(), &destination);
+            let mut dialogue = Dialogue::new(&shard, &served, of, dcid, local, held, from);
+            dialogue.probe = probe;
             dialogue.run(Connection::new(socket, bell)).await;
             shard.log(|log, now| log.dcid_close(now, dcid));
             shard.counters().sessions_out.sub(1);
@@ -137,6 +146,10 @@ struct Dialogue<'a> {
     key: u64,
     /// Set while the reply to a final dot is awaited.
     past_dot: Cell<bool>,
+    bell: Rc<Bell>,
+    since: Mono,
+    /// When the last write was handed out, until the next reply.
+    asked: Option<Mono>,
 }
 
 impl<'a> Dialogue<'a> {
@@ -147,7 +160,7 @@ impl<'a> Dialogue<'a> {
         dcid: Dcid,
         local: Option<IpAddr>,
         held: Held,
-        probe: Option<Probe>,
+        bell: Rc<Bell>,
     ) -> Self {
         let settings = ClientSettings {
             ehlo_name: destination.ehlo_name.clone(),
@@ -162,20 +175,23 @@ impl<'a> Dialogue<'a> {
             dcid,
             local,
             held,
-            probe,
+            probe: None,
             session,
             delivery: None,
             is_ready: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
+            bell,
+            since: shard.now().mono,
+            asked: None,
         }
     }
 
     async fn run(mut self, mut connection: Connection) {
         let bell = connection.bell().clone();
         while self.obey(&mut connection) {
-            self.take_work(&bell).await;
+            self.take_work().await;
             if !self.obey(&mut connection) {
                 break;
             }
@@ -184,6 +200,7 @@ impl<'a> Dialogue<'a> {
             let now = self.shard.now();
             match happened {
                 Happened::Received(Ok(1..)) => {
+                    self.note_reply(now.mono);
                     self.session.handle_input(connection.received(), now);
                     connection.done_with(connection.received().len());
                 }
@@ -207,6 +224,9 @@ impl<'a> Dialogue<'a> {
             match self.session.poll_output(self.shard.now()) {
                 Output::Send(chunks) => {
                     self.past_dot.set(self.session.is_past_final_dot());
+                    let now = self.shard.now().mono;
+                    self.asked = Some(now);
+                    self.served.asked.set(now);
                     connection.send(Gather::new(chunks.into_iter().map(piece).collect()));
                 }
                 Output::Event(event) => self.hear(event),
@@ -224,6 +244,7 @@ impl<'a> Dialogue<'a> {
                 assert_eq!(key, self.key, "an answer to another transaction");
                 self.past_dot.set(false);
                 let delivery = self.delivery.take().expect("one answer per transaction");
+                self.served.outstanding.set(self.served.outstanding.get() - 1);
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
                 }
@@ -246,6 +267,7 @@ impl<'a> Dialogue<'a> {
                 );
             }
             Event::Ended { failure, idle } => {
+                self.retire();
                 shard.session_broke(
                     self.served,
                     self.destination,
@@ -255,7 +277,7 @@ impl<'a> Dialogue<'a> {
                     idle,
                 );
             }
-            Event::Retired => {}
+            Event::Retired => self.retire(),
         }
     }
 
@@ -282,8 +304,17 @@ impl<'a> Dialogue<'a> {
         }
     }
 
+    /// The session takes no more transactions: what waits in the lane must not wait for its end.
+    fn retire(&mut self) {
+        self.leave_ready();
+        if self.shard.stopping() == Stopping::No {
+            self.shard.grow(self.served);
+        }
+    }
+
     fn leave_ready(&mut self) {
-        if !self.is_ready {
+        self.forget_idle();
+        if !std::mem::take(&mut self.is_ready) {
             return;
         }
         let served = self.served;
@@ -293,23 +324,24 @@ impl<'a> Dialogue<'a> {
     }
 
     /// Takes deliveries from the lane while the session has room for them.
-    async fn take_work(&mut self, bell: &Rc<Bell>) {
+    async fn take_work(&mut self) {
         while self.session.capacity() > 0 {
             let now = self.shard.now();
             if self.shard.stopping() != Stopping::No {
                 return self.session.quit(now);
             }
+            if self.must_give_back(now.mono) {
+                self.served.hold_off.set(now.mono + HOLD_OFF);
+                return self.session.quit(now);
+            }
             let Some(delivery) = self.next_delivery() else {
-                if self.transactions > 0 && self.shard.is_wanted(&self.held, &self.served.host) {
-                    return self.session.quit(now);
-                }
                 let mut idle = self.served.idle.borrow_mut();
-                if !idle.iter().any(|known| Rc::ptr_eq(known, bell)) {
-                    idle.push(bell.clone());
+                if !idle.iter().any(|known| Rc::ptr_eq(known, &self.bell)) {
+                    idle.push(self.bell.clone());
                 }
                 return;
             };
-            self.forget_idle(bell);
+            self.forget_idle();
             let Some((delivery, message)) = self.shard.load(delivery).await else { continue };
             self.shard.begin(&delivery, self.dcid);
             self.key += 1;
@@ -326,9 +358,24 @@ impl<'a> Dialogue<'a> {
                 strict: delivery.strict,
             };
             self.delivery = Some(delivery);
+            self.served.outstanding.set(self.served.outstanding.get() + 1);
             self.session.submit(transaction);
         }
-        self.forget_idle(bell);
+        self.forget_idle();
+    }
+
+    /// Another shard waits for a permit that we hold: idle sessions end at once, busy ones after
+    /// a second.
+    fn must_give_back(&self, now: Mono) -> bool {
+        let is_idle = self.served.backlog() == 0;
+        let is_due = self.transactions > 0 && (is_idle || now >= self.since + BUSY_MAX);
+        is_due && self.shard.is_wanted(&self.held, &self.served.host)
+    }
+
+    fn note_reply(&mut self, now: Mono) {
+        if let Some(asked) = self.asked.take() {
+            self.served.host.reply_took(now.since_ms(asked));
+        }
     }
 
     /// The first delivery of the lane whose destination has a permit for us.
@@ -353,8 +400,8 @@ impl<'a> Dialogue<'a> {
         found
     }
 
-    fn forget_idle(&self, bell: &Rc<Bell>) {
-        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, bell));
+    fn forget_idle(&self) {
+        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, &self.bell));
     }
 
     /// The bell rang: work, a wish for our permit, or the end of the engine.

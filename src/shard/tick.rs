@@ -44,6 +44,7 @@ impl Shard {
         loop {
             self.shared.rung(self.id).await;
             self.log_bell.ring();
+            self.refresh_config();
             if self.stopping() == Stopping::No {
                 self.follow_configuration();
                 self.retry_lanes();
@@ -81,9 +82,12 @@ impl Shard {
         if self.stopping() != Stopping::No {
             return;
         }
+        self.refresh_config();
         self.fire_timers();
+        self.look_for_silence();
         self.look_at_hosts();
         self.expire_ready();
+        self.retry_lanes();
         let wakes = self.shared.gates.wakes();
         if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
             self.feed_bell.ring();
@@ -168,7 +172,6 @@ impl Shard {
     fn each_second(self: &Rc<Self>) {
         self.forget_unused_destinations();
         self.forget_unused_lanes();
-        self.retry_lanes();
         let queue = self.queue.borrow();
         let usage = queue.usage();
         let takes_mail = self.takes_mail.get();

@@ -33,6 +33,12 @@ pub fn io_modes() -> Vec<&'static str> {
     }
 }
 
+/// The engine's program: the one built with the tests, or `RINGPOST_BIN` (a release build).
+pub fn program() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_ringpost").into();
+    std::env::var_os("RINGPOST_BIN").map_or_else(built, PathBuf::from)
+}
+
 /// The configuration of one engine under test.
 #[derive(Clone)]
 pub struct Setup {
@@ -110,7 +116,7 @@ impl Engine {
 
     /// Starts the process again on the same spool.
     pub fn launch(&mut self) {
-        self.launch_through(Command::new(env!("CARGO_BIN_EXE_ringpost")));
+        self.launch_through(Command::new(program()));
     }
 
     /// Starts the process by `command`, which is given the arguments of `serve`.
@@ -300,7 +306,7 @@ pub fn http_get(address: SocketAddr, path: &str) -> String {
 
 /// Runs the `ringpost` command; its exit code, standard output and standard error.
 pub fn ringpost(args: &[&str], folder: &Path) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringpost"))
+    let output = Command::new(program())
         .args(args)
         .current_dir(folder)
         .stdin(Stdio::null())
