@@ -29,6 +29,7 @@ impl Shard {
     /// Ticks until the shard ends.
     pub(super) async fn run_ticks(self: Rc<Self>) {
         let mut count = 0u64;
+        self.publish();
         loop {
             io::sleep(TICK).await;
             count += 1;
@@ -172,6 +173,14 @@ impl Shard {
     fn each_second(self: &Rc<Self>) {
         self.forget_unused_destinations();
         self.forget_unused_lanes();
+        self.publish();
+        if self.id.0 == 0 {
+            self.shared.registry.sweep(self.now().mono);
+        }
+    }
+
+    /// Tells status pages how things are.
+    fn publish(&self) {
         let queue = self.queue.borrow();
         let usage = queue.usage();
         let takes_mail = self.takes_mail.get();
@@ -184,8 +193,5 @@ impl Shard {
             takes_mail,
         };
         *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
-        if self.id.0 == 0 {
-            self.shared.registry.sweep(self.now().mono);
-        }
     }
 }
