@@ -180,6 +180,10 @@ impl Shard {
             Waiter::Client { verdict, bell, early, .. } => {
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
+                if let Some(received) = message.received {
+                    let us = self.now().mono.since_ms(received) * 1000;
+                    self.commit_latencies.borrow_mut().record_us(us);
+                }
                 counters.octets_in.add(message.body.bytes.len() as u64);
                 verdict.replace(Some(Verdict::Safe(safe)));
                 bell.ring();

@@ -90,6 +90,7 @@ impl Shard {
             }
             // route: a turn among the hosts that are up and not tried yet.
             Step::Route(mut delivery) => {
+                self.follow_route(&mut delivery);
                 let destination = delivery.destination.clone();
                 let plan = match &destination.way {
                     Way::Hosts(plan) => plan,
@@ -124,6 +125,14 @@ impl Shard {
                 Some((failure, dcid)) => self.defer(delivery, failure, dcid),
                 None => self.no_host_is_up(delivery),
             },
+        }
+    }
+
+    /// Under a new configuration the destination may have other hosts, none of them tried.
+    fn follow_route(&self, delivery: &mut Delivery) {
+        if delivery.destination.epoch != self.shared.config.load().epoch {
+            delivery.destination = self.destination(&delivery.destination.domain);
+            delivery.tried = HostSet::default();
         }
     }
 

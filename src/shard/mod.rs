@@ -95,6 +95,9 @@ pub struct Shard {
     pool: RefCell<Pool>,
     mail_log: RefCell<MailLog>,
     latencies: RefCell<Latencies>,
+    commit_latencies: RefCell<Latencies>,
+    /// The configuration that lanes and lists were last fed under.
+    epoch_seen: Cell<u64>,
     /// Bells of all connections, for the sweep of deadlines.
     bells: RefCell<Vec<Weak<Bell>>>,
     /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
