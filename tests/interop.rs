@@ -10,6 +10,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    clippy::let_underscore_must_use,
     unreachable_pub,
     unused_imports,
     reason = "a test may fail and reads time; it uses a part of what tests share"

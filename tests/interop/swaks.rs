@@ -110,7 +110,7 @@ fn twenty_megabytes_arrive_unchanged() {
     let mut data = b"Subject: large\r\n\r\n".to_vec();
     let mut line = 0_u32;
     while data.len() < 20 << 20 {
-        let dots = if line % 10 == 0 { "." } else { "" };
+        let dots = if line.is_multiple_of(10) { "." } else { "" };
         data.extend_from_slice(format!("{dots}{line:08} \u{e9} {}\r\n", "x".repeat(60)).as_bytes());
         line += 1;
     }
