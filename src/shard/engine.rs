@@ -154,7 +154,7 @@ fn bind(config: &Snapshot, shards: usize) -> Result<(Vec<SocketAddr>, Bound), St
     for (number, listener) in config.listeners.iter().enumerate() {
         let failed = |error| StartError::Listen(listener.address, error);
         // Without this look a second engine would share the port through SO_REUSEPORT.
-        io::is_free(listener.address).map_err(failed)?;
+        io::wait_until_free(listener.address).map_err(failed)?;
         let first = BoundListener::bind(listener.address).map_err(failed)?;
         let address = first.local_addr().map_err(failed)?;
         bound[0].push((number, first));

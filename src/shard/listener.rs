@@ -104,7 +104,6 @@ impl<'a> Client<'a> {
                 }
             }
             bell.set_deadline(Some(self.session.deadline()));
-            let now = self.shard.now();
             match connection.next().await {
                 Happened::Received(Ok(1..)) | Happened::Sent(Ok(())) => self.go_on(&mut connection),
                 Happened::Received(_) | Happened::Sent(Err(_)) => {
@@ -114,13 +113,9 @@ impl<'a> Client<'a> {
                     break true;
                 }
                 Happened::Rung => {
-                    self.answer(now);
-                    if self.is_cut_off() {
-                        self.session.handle_closed(&mut self.gate());
+                    self.answer(self.shard.now());
+                    if self.shard.stopping() != Stopping::No && !self.stop() {
                         break true;
-                    }
-                    if self.shard.stopping() != Stopping::No {
-                        self.session.begin_shutdown(&mut self.gate());
                     }
                     self.go_on(&mut connection);
                 }
@@ -130,6 +125,19 @@ impl<'a> Client<'a> {
             }
         };
         self.close(connection, lost).await;
+    }
+
+    /// The engine stops. False when this client has had its time, and 421 does not leave either.
+    fn stop(&mut self) -> bool {
+        if !self.shard.grace_is_over() {
+            self.session.begin_shutdown(&mut self.gate());
+            return true;
+        }
+        if self.session.should_close() {
+            return false;
+        }
+        self.session.end_shutdown(&mut self.gate());
+        true
     }
 
     fn open(&mut self, local: IpAddr, counted: bool, early: bool) {
@@ -155,14 +163,6 @@ impl<'a> Client<'a> {
         } else {
             self.session.greet();
         }
-    }
-
-    /// The engine ends and the time for clients is over. A message that waits for its verdict
-    /// still gets it.
-    fn is_cut_off(&self) -> bool {
-        self.shard.stopping() != Stopping::No
-            && self.awaited.is_none()
-            && self.shard.grace_is_over()
     }
 
     /// Hands what was received to the session, message by message.
