@@ -72,8 +72,8 @@ pub struct Shard {
     id: ShardId,
     backend: Backend,
     shared: Arc<Shared>,
-    /// A copy of the configuration in force, looked at ten times a second and when the doorbell rings: a
-    /// reference count that all shards write per message would be a meeting point.
+    /// A copy of the configuration in force, looked at ten times a second and when the doorbell
+    /// rings: a reference count that all shards write per message would be a meeting point.
     snapshot: RefCell<Rc<Snapshot>>,
     files: Files,
     medium: Arc<FileMedium>,
