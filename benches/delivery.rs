@@ -12,7 +12,7 @@
 
 mod common;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -213,15 +213,21 @@ fn start_engine(folder: &Path, sink: SocketAddr, arguments: &Arguments) -> Engin
     let log = if arguments.text("log") == Some("off") { "off" } else { "mail_logs" };
     let text = format!(
         "hostname = \"out.example.net\"\nspool = \"spool\"\nroutes = \"smtproutes\"\n\
-         shards = {shards}\nio = \"{}\"\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         shards = {shards}\nio = \"{}\"\n[[listener]]\naddress = \"{}\"\n\
          [log]\nmail = \"{log}\"\n",
         io.unwrap_or("auto"),
+        free_address(),
     );
     let snapshot = match config::load_text(&folder.join("ringpost.toml"), text) {
         Ok(snapshot) => snapshot,
         Err(problems) => panic!("{problems:?}"),
     };
     Engine::start(snapshot).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// An address that nobody listened on a moment ago.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 fn print_head() {
