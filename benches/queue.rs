@@ -39,6 +39,8 @@ const USAGE: &str = "cargo bench --bench queue -- [--entries N] [--segment OCTET
                      [--io ring|epoll] [--spool DIR] [--json] [--test]";
 
 const BATCHES: [usize; 4] = [1, 20, 100, 1000];
+/// Slices of a row.
+const SLICES: u32 = 10;
 const BODY_OCTETS: usize = 4096;
 /// What a message of [`BODY_OCTETS`] comes to with its envelope and slots.
 const RECORD_OCTETS: usize = 4200;
@@ -58,6 +60,24 @@ struct Outcome {
 }
 
 impl Outcome {
+    fn none() -> Self {
+        Self {
+            records: 0,
+            wall: Duration::ZERO,
+            cpu: Duration::ZERO,
+            latency_us: latencies(),
+            major_faults: 0,
+        }
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.records += more.records;
+        self.wall += more.wall;
+        self.cpu += more.cpu;
+        self.latency_us.add(&more.latency_us).unwrap();
+        self.major_faults += more.major_faults;
+    }
+
     fn rate(&self) -> f64 {
         self.records as f64 / self.wall.as_secs_f64()
     }
@@ -67,7 +87,12 @@ impl Outcome {
     }
 }
 
-/// Measures one row: counts, both clocks, faults.
+/// Up to one minute.
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
+}
+
+/// Measures one slice of a row: counts, both clocks, faults.
 struct Meter {
     start: Instant,
     cpu: Duration,
@@ -82,7 +107,7 @@ impl Meter {
             cpu: common::process_cpu(),
             major_faults: common::major_faults(),
             records: 0,
-            latency_us: Histogram::new_with_bounds(1, 60_000_000, 3).unwrap(),
+            latency_us: latencies(),
             start: Instant::now(),
         }
     }
@@ -104,10 +129,10 @@ impl Meter {
     }
 }
 
-/// How long a row runs, and how large its file is.
+/// How long a slice runs, and how large its file is.
 #[derive(Clone, Copy)]
 struct Extent {
-    row_for: Duration,
+    slice_for: Duration,
     segment_octets: u64,
 }
 
@@ -119,8 +144,9 @@ fn main() {
     }
     let smoke = arguments.smoke;
     let seconds = arguments.number("seconds").map(Duration::from_secs);
+    let row_for = seconds.unwrap_or(Duration::from_millis(if smoke { 50 } else { 3000 }));
     let extent = Extent {
-        row_for: seconds.unwrap_or(Duration::from_millis(if smoke { 50 } else { 3000 })),
+        slice_for: row_for / SLICES,
         segment_octets: arguments.number("segment").unwrap_or(if smoke { 16 } else { 256 } << 20),
     };
     let backend = match (arguments.text("io"), ring::probe_ring()) {
@@ -143,8 +169,8 @@ fn main() {
     assert!(reader.status().unwrap().success(), "the recovery failed");
 }
 
-/// The rows of all batches. Bare and engine take turns, so that a disk that changes its mood
-/// does so to both.
+/// The rows of all batches. The three loops take turns in short slices, so that a disk which
+/// changes its mood does so to all of them.
 async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
     let bare_file = prewritten(&folder.join("bare"), extent.segment_octets);
     let files = Files::start(backend).unwrap();
@@ -165,9 +191,13 @@ async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
         );
     }
     for batch in BATCHES {
-        let by_ring = bare_by_ring(&files, &bare_file, batch, extent).await;
-        let engine = disk.commit(batch, extent.row_for).await;
-        let by_pwrite = bare_by_pwrite(&bare_file, batch, extent);
+        let (mut engine, mut by_ring) = (Outcome::none(), Outcome::none());
+        let mut by_pwrite = Outcome::none();
+        for _ in 0..SLICES {
+            by_ring.add(&bare_by_ring(&files, &bare_file, batch, extent).await);
+            engine.add(&disk.commit(batch, extent.slice_for).await);
+            by_pwrite.add(&bare_by_pwrite(&bare_file, batch, extent));
+        }
         let best = by_ring.rate().max(by_pwrite.rate());
         print(json, "engine", batch, &engine, best);
         print(json, backend.name(), batch, &by_ring, best);
@@ -228,7 +258,7 @@ async fn bare_by_ring(files: &Files, file: &File, batch: usize, extent: Extent) 
     let body = Arc::new(Body { bytes: vec![b'x'; batch * RECORD_OCTETS], facts });
     let octets = body.bytes.len() as u64;
     let (mut meter, mut at) = (Meter::start(), 0);
-    while meter.start.elapsed() < extent.row_for {
+    while meter.start.elapsed() < extent.slice_for {
         let since = Instant::now();
         let gather = Gather::new(vec![Piece::Body(body.clone(), 0..body.bytes.len())]);
         file.write_at(gather, place(&mut at, octets, extent.segment_octets)).await.unwrap();
@@ -242,7 +272,7 @@ fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
     let record = vec![b'x'; batch * RECORD_OCTETS];
     let octets = record.len() as u64;
     let (mut meter, mut at) = (Meter::start(), 0);
-    while meter.start.elapsed() < extent.row_for {
+    while meter.start.elapsed() < extent.slice_for {
         let since = Instant::now();
         file.write_all_at(&record, place(&mut at, octets, extent.segment_octets)).unwrap();
         file.sync_data().unwrap();
