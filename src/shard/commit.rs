@@ -141,6 +141,13 @@ impl Shard {
                     let waiter = self.waiters.borrow_mut().remove(&ticket);
                     self.not_committed(waiter.expect("every ticket has one waiter"));
                 }
+                Some(Event::Intake(Some(why))) => {
+                    let text = format!("queue: new mail is refused with 452 from now on: {why}");
+                    self.log(|log, now| log.warning(now, &text));
+                }
+                Some(Event::Intake(None)) => {
+                    self.log(|log, now| log.info(now, "queue: new mail is taken again"));
+                }
             }
         }
     }
