@@ -225,20 +225,24 @@ fn a_reload_moves_mail_and_drops_no_connection() {
     for io in common::io_modes() {
         let (first, second) = (Peer::good(), Peer::good());
         let dead = "127.0.0.7:9";
-        let routes = format!("ALL {}\nwaits.test {dead}\n", first.address);
+        let silent = Peer::start(|peer, _| peer.hang());
+        let routes =
+            format!("ALL {}\nwaits.test {dead}\nhangs.test {}\n", first.address, silent.address);
         let engine = Engine::start(&Setup::new(io, routes));
         let mut client = engine.client();
         client.message("a@client.test", &["b@one.test"], b"Subject: 1\r\n\r\n1\r\n");
         client.message("a@client.test", &["b@waits.test"], b"Subject: w\r\n\r\nw\r\n");
+        client.message("a@client.test", &["b@hangs.test"], b"Subject: h\r\n\r\nh\r\n");
+        engine.wait("a connection to the silent host", || silent.connections() == 1);
         engine.wait("the first host has one", || first.messages().len() == 1);
         engine.wait_log("Connection Error");
 
         fs::write(engine.path("smtproutes"), format!("ALL {}\n", second.address)).unwrap();
         engine.signal("HUP");
         engine.wait_log("configuration 2 is in force");
-        engine.wait("what waited goes to the new host", || second.messages().len() == 1);
+        engine.wait("what waited goes to the new host", || second.messages().len() == 2);
         client.message("a@client.test", &["b@one.test"], b"Subject: 2\r\n\r\n2\r\n");
-        engine.wait("new mail goes to the new host", || second.messages().len() == 2);
+        engine.wait("new mail goes to the new host", || second.messages().len() == 3);
         client.quit();
         assert_eq!(first.messages().len(), 1);
         engine.wait_empty();

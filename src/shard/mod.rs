@@ -69,8 +69,8 @@ pub struct Shard {
     id: ShardId,
     backend: Backend,
     shared: Arc<Shared>,
-    /// A copy of the configuration in force, looked at ten times a second and when the doorbell rings: a
-    /// reference count that all shards write per message would be a meeting point.
+    /// A copy of the configuration in force, looked at ten times a second and when the doorbell
+    /// rings: a reference count that all shards write per message would be a meeting point.
     snapshot: RefCell<Rc<Snapshot>>,
     files: Files,
     medium: Arc<FileMedium>,
@@ -88,8 +88,6 @@ pub struct Shard {
     mail_log: RefCell<MailLog>,
     latencies: RefCell<Latencies>,
     commit_latencies: RefCell<Latencies>,
-    /// The configuration that lanes and lists were last fed under.
-    epoch_seen: Cell<u64>,
     /// Bells of all connections, for the sweep of deadlines.
     bells: RefCell<Vec<Weak<Bell>>>,
     /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
@@ -112,14 +110,15 @@ impl Shard {
         self.snapshot.borrow().clone()
     }
 
-    /// Looks for a new configuration; destinations that were set aside under the old one may
-    /// feed again.
-    fn refresh_config(&self) {
+    /// Looks for a new configuration; what waits in lanes takes its turn anew under it, and
+    /// destinations that were set aside under the old one may feed again.
+    fn refresh_config(self: &Rc<Self>) {
         if self.shared.config.load().epoch == self.config().epoch {
             return;
         }
         self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
         self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();
     }
