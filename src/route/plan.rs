@@ -260,7 +260,7 @@ impl Plan {
     /// True while a delivery that has `tried` these hosts may try another one now.
     #[must_use]
     pub fn has_untried(&self, now: Mono, tried: &HostSet) -> bool {
-        let usable = |pick: Pick<'_>| !is_down(pick.host.status(now));
+        let usable = |pick: Pick<'_>| !pick.host.is_down(now);
         tried.len() < self.tries_max
             && self.picks(0..self.hosts.len()).any(|p| !tried.contains(p.index) && usable(p))
     }
@@ -268,7 +268,7 @@ impl Plan {
     /// True when no host may be used: each is down, waits for its probe, or is being probed.
     #[must_use]
     pub fn all_down(&self, now: Mono) -> bool {
-        self.hosts.iter().all(|host| is_down(host.status(now)))
+        self.hosts.iter().all(|host| host.is_down(now))
     }
 
     /// The hosts in the order in which one delivery would try them now. Takes no turn.
@@ -417,13 +417,6 @@ fn nth(set: &HostSet, turn: u64) -> Option<usize> {
 fn keep_first<'a>(first: &mut Option<(Mono, Pick<'a>)>, until: Mono, pick: Pick<'a>) {
     if first.is_none_or(|(earliest, _)| until < earliest) {
         *first = Some((until, pick));
-    }
-}
-
-fn is_down(status: Status) -> bool {
-    match status {
-        Status::Down { .. } | Status::ProbeDue | Status::Probing { .. } => true,
-        Status::Up | Status::SlowConnect | Status::PassedOver { .. } => false,
     }
 }
 

@@ -135,7 +135,7 @@ impl Shard {
         drop(destinations);
         for domain in waiting {
             let destination = self.destination(&domain);
-            if destination.plan().is_some_and(|plan| !plan.all_down(now)) {
+            if destination.plan().is_some() && !destination.has_no_host(now) {
                 destination.gate.host_up(now);
             }
         }

@@ -3,7 +3,7 @@
 //!
 //! Everything is on 127.0.0.0/8 with free ports. An engine is stopped by its own pid; when a test
 //! ends, the conservation sum is read from `/metrics` and must balance.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 
 pub mod client;
 pub mod peer;
@@ -164,7 +164,7 @@ impl Engine {
 
     /// The bodies of the log's lines, without date and level.
     pub fn log_lines(&self) -> Vec<String> {
-        let body = |line: &str| line.splitn(2, ": ").nth(1).unwrap_or(line).to_owned();
+        let body = |line: &str| line.split_once(": ").map_or(line, |(_, body)| body).to_owned();
         self.log().lines().map(body).collect()
     }
 
@@ -288,8 +288,8 @@ impl Drop for Engine {
             self.assert_conservation();
             child = self.child.take().unwrap();
         }
-        let _ = child.kill();
-        let _ = child.wait();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 
