@@ -65,7 +65,9 @@ fn verb(engine: &Engine, words: &[&str]) -> (i32, String, String) {
 #[test]
 fn health_metrics_and_status_tell_the_same() {
     let peer = Peer::good();
-    let engine = Engine::start(&Setup::new("epoll", format!("ALL {}\n", peer.address)));
+    // Else a message that is delivered first is never committed, and never timed.
+    let setup = Setup::new("epoll", format!("ALL {}\n", peer.address)).top("commit = \"sync\"");
+    let engine = Engine::start(&setup);
     assert_eq!(http_get(engine.admin, "/healthz"), "ok\n");
     engine.send("a@client.test", &["b@one.test", "c@one.test"]);
     engine.wait_empty();
@@ -248,6 +250,25 @@ fn a_reload_moves_mail_and_drops_no_connection() {
         engine.wait_empty();
         assert!(engine.stderr().contains("ringpost: configuration 2 is in force"));
     }
+}
+
+#[test]
+fn mail_whose_route_is_gone_waits_for_another() {
+    let (silent, peer) = (Peer::start(|peer, _| peer.hang()), Peer::good());
+    let engine = Engine::start(&Setup::new("epoll", format!("ALL {}\n", silent.address)));
+    engine.send("a@client.test", &["b@one.test"]);
+    engine.wait("a connection to the silent host", || silent.connections() == 1);
+    fs::write(engine.path("smtproutes"), "other.test 192.0.2.1\n").unwrap();
+    let (code, _) = api(&engine, "POST", "/api/v1/reload");
+    assert_eq!(code, 200);
+    engine.wait_log("no route covers this domain");
+    let mut client = engine.client();
+    assert!(client.command("MAIL FROM:<a@client.test>").starts_with("250"));
+    assert!(client.command("RCPT TO:<b@one.test>").starts_with("451 4.4.4"));
+    fs::write(engine.path("smtproutes"), format!("ALL {}\n", peer.address)).unwrap();
+    engine.signal("HUP");
+    engine.wait("the new route takes it", || peer.messages().len() == 1);
+    engine.wait_empty();
 }
 
 #[test]
