@@ -65,7 +65,9 @@ fn verb(engine: &Engine, words: &[&str]) -> (i32, String, String) {
 #[test]
 fn health_metrics_and_status_tell_the_same() {
     let peer = Peer::good();
-    let engine = Engine::start(&Setup::new("epoll", format!("ALL {}\n", peer.address)));
+    // Else a message that is delivered first is never committed, and never timed.
+    let setup = Setup::new("epoll", format!("ALL {}\n", peer.address)).top("commit = \"sync\"");
+    let engine = Engine::start(&setup);
     assert_eq!(http_get(engine.admin, "/healthz"), "ok\n");
     engine.send("a@client.test", &["b@one.test", "c@one.test"]);
     engine.wait_empty();
@@ -225,25 +227,48 @@ fn a_reload_moves_mail_and_drops_no_connection() {
     for io in common::io_modes() {
         let (first, second) = (Peer::good(), Peer::good());
         let dead = "127.0.0.7:9";
-        let routes = format!("ALL {}\nwaits.test {dead}\n", first.address);
+        let silent = Peer::start(|peer, _| peer.hang());
+        let routes =
+            format!("ALL {}\nwaits.test {dead}\nhangs.test {}\n", first.address, silent.address);
         let engine = Engine::start(&Setup::new(io, routes));
         let mut client = engine.client();
         client.message("a@client.test", &["b@one.test"], b"Subject: 1\r\n\r\n1\r\n");
         client.message("a@client.test", &["b@waits.test"], b"Subject: w\r\n\r\nw\r\n");
+        client.message("a@client.test", &["b@hangs.test"], b"Subject: h\r\n\r\nh\r\n");
+        engine.wait("a connection to the silent host", || silent.connections() == 1);
         engine.wait("the first host has one", || first.messages().len() == 1);
         engine.wait_log("Connection Error");
 
         fs::write(engine.path("smtproutes"), format!("ALL {}\n", second.address)).unwrap();
         engine.signal("HUP");
         engine.wait_log("configuration 2 is in force");
-        engine.wait("what waited goes to the new host", || second.messages().len() == 1);
+        engine.wait("what waited goes to the new host", || second.messages().len() == 2);
         client.message("a@client.test", &["b@one.test"], b"Subject: 2\r\n\r\n2\r\n");
-        engine.wait("new mail goes to the new host", || second.messages().len() == 2);
+        engine.wait("new mail goes to the new host", || second.messages().len() == 3);
         client.quit();
         assert_eq!(first.messages().len(), 1);
         engine.wait_empty();
         assert!(engine.stderr().contains("ringpost: configuration 2 is in force"));
     }
+}
+
+#[test]
+fn mail_whose_route_is_gone_waits_for_another() {
+    let (silent, peer) = (Peer::start(|peer, _| peer.hang()), Peer::good());
+    let engine = Engine::start(&Setup::new("epoll", format!("ALL {}\n", silent.address)));
+    engine.send("a@client.test", &["b@one.test"]);
+    engine.wait("a connection to the silent host", || silent.connections() == 1);
+    fs::write(engine.path("smtproutes"), "other.test 192.0.2.1\n").unwrap();
+    let (code, _) = api(&engine, "POST", "/api/v1/reload");
+    assert_eq!(code, 200);
+    engine.wait_log("no route covers this domain");
+    let mut client = engine.client();
+    assert!(client.command("MAIL FROM:<a@client.test>").starts_with("250"));
+    assert!(client.command("RCPT TO:<b@one.test>").starts_with("451 4.4.4"));
+    fs::write(engine.path("smtproutes"), format!("ALL {}\n", peer.address)).unwrap();
+    engine.signal("HUP");
+    engine.wait("the new route takes it", || peer.messages().len() == 1);
+    engine.wait_empty();
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Shard {
 
     /// Under a new configuration the destination may have other hosts, none of them tried.
     fn follow_route(&self, delivery: &mut Delivery) {
-        if delivery.destination.epoch != self.shared.config.load().epoch {
+        if delivery.destination.epoch != self.config().epoch {
             delivery.destination = self.destination(&delivery.destination.domain);
             delivery.tried = HostSet::default();
         }

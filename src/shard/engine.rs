@@ -233,7 +233,6 @@ impl Shard {
             mail_log: RefCell::new(MailLog::new(zone, config.log.detail)),
             latencies: RefCell::default(),
             commit_latencies: RefCell::default(),
-            epoch_seen: Cell::new(config.epoch),
             bells: RefCell::default(),
             commit_bell: Bell::default(),
             feed_bell: Bell::default(),

@@ -96,8 +96,6 @@ pub struct Shard {
     mail_log: RefCell<MailLog>,
     latencies: RefCell<Latencies>,
     commit_latencies: RefCell<Latencies>,
-    /// The configuration that lanes and lists were last fed under.
-    epoch_seen: Cell<u64>,
     /// Bells of all connections, for the sweep of deadlines.
     bells: RefCell<Vec<Weak<Bell>>>,
     /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
@@ -121,14 +119,15 @@ impl Shard {
         self.snapshot.borrow().clone()
     }
 
-    /// Looks for a new configuration; destinations that were set aside under the old one may
-    /// feed again.
-    fn refresh_config(&self) {
+    /// Looks for a new configuration; what waits in lanes takes its turn anew under it, and
+    /// destinations that were set aside under the old one may feed again.
+    fn refresh_config(self: &Rc<Self>) {
         if self.shared.config.load().epoch == self.config().epoch {
             return;
         }
         self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
         self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();
     }

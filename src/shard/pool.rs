@@ -17,7 +17,7 @@ use hashbrown::HashMap;
 
 use super::Shard;
 use super::connection::Bell;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Step};
 use super::destination::Destination;
 use crate::mail::{Mono, Now};
 use crate::route::{Host, LaneFill, Permit, Permits, Pick, Probe, Status};
@@ -275,10 +275,13 @@ impl Shard {
         served.lane.borrow_mut().drain().into()
     }
 
-    /// The deliveries of all lanes.
-    pub(super) fn drain_all_lanes(&self) -> Vec<Delivery> {
+    /// After a reload: the deliveries of all lanes take new turns, under the new routes.
+    pub(super) fn turn_lanes_anew(self: &Rc<Self>) {
         let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
-        lanes.iter().flat_map(|served| self.drain_lane(served)).collect()
+        let waiting: Vec<_> = lanes.iter().flat_map(|served| self.drain_lane(served)).collect();
+        for delivery in waiting {
+            self.go_on(Step::Route(delivery));
+        }
     }
 
     /// Lanes that nobody uses are forgotten.

@@ -47,7 +47,6 @@ impl Shard {
             self.log_bell.ring();
             self.refresh_config();
             if self.stopping() == Stopping::No {
-                self.follow_configuration();
                 self.retry_lanes();
                 self.feed_bell.ring();
             } else {
