@@ -7,7 +7,7 @@
 //! Diagnostics: a reload that fails leaves the old configuration in force and says why on
 //! standard error and in the mail log; errors of the API are RFC 9457 problems.
 //!
-//! Limits: see [`door`] for connections; a request has no body.
+//! Limits: see `door` for connections; a request has no body.
 
 mod api;
 pub mod client;
