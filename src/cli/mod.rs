@@ -10,6 +10,7 @@
 mod args;
 mod check;
 mod config;
+mod demo;
 mod exit;
 mod process;
 mod route;
@@ -36,6 +37,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Demo(demo::Arguments),
     Serve(Box<serve::Arguments>),
     Check(Box<check::Arguments>),
     Config(Box<config::Arguments>),
@@ -48,6 +50,7 @@ enum Verb {
 impl Verb {
     fn run(self) -> Result<Exit, CliError> {
         match self {
+            Verb::Demo(arguments) => arguments.run(),
             Verb::Serve(arguments) => arguments.run(),
             Verb::Check(arguments) => arguments.run(),
             Verb::Config(arguments) => arguments.run(),

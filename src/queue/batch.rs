@@ -7,16 +7,12 @@
 
 use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
 use super::index;
-use super::live::{Name, Segment};
+use super::live::Name;
 use super::place::{head_texts, recipient_texts};
-use super::segment::Mapping;
-use super::{
-    Chunk, Effect, EffectId, Event, Full, MAKE_PAUSE_MS, NewMessage, Purpose, Queue, STATE_SYNC_MS,
-    Safe, Ticket,
-};
+use super::room::Claim;
+use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Safe, Ticket};
 use crate::limits;
-use crate::mail::{Domain, Handle, Mono, Now};
-use std::io;
+use crate::mail::{Domain, Handle};
 use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
@@ -141,104 +137,11 @@ impl Queue {
         {
             return Err(Full::TooLarge);
         }
-        if self.pending_octets + need + self.extents_wanting(&pending) > self.room(body_max) {
+        let claim = Claim::of(&pending.message);
+        if self.pending_octets + need + self.extents_wanting(&pending) > self.room(claim) {
             return Err(Full::NoSpace);
         }
         Ok(pending)
-    }
-
-    /// Reports that an [`Effect::Make`] was done: the mapping of the new segment.
-    pub fn handle_made(&mut self, id: EffectId, result: io::Result<Mapping>) {
-        let Some(Purpose::Make(kind)) = self.purposes.remove(&id) else {
-            unreachable!("an effect was reported that is no making under way")
-        };
-        let position = self.making.iter().position(|(made, _)| *made == kind);
-        let Some(position) = position else { unreachable!("nothing of this kind is being made") };
-        let (kind, segment) = self.making.swap_remove(position);
-        let Ok(map) = result else {
-            self.make_after = Mono(self.now.0 + MAKE_PAUSE_MS);
-            return;
-        };
-        let header = self.fresh_header(kind, segment);
-        let mut made = Segment::new(header, map);
-        let new = self.segments.len();
-        match kind {
-            SegmentKind::Messages => {
-                made.appendable = true;
-                self.spare = Some(new);
-            }
-            SegmentKind::Extents => {
-                let extents = made.geometry.extents();
-                self.extents_free.extend((0..extents).rev().map(|index| (new, index)));
-            }
-        }
-        self.segments.push(made);
-    }
-
-    /// Reports that an [`Effect::Write`] (of all its octets) or an [`Effect::Sync`] was done.
-    pub fn handle_done(&mut self, id: EffectId, result: io::Result<()>) {
-        let Some(purpose) = self.purposes.remove(&id) else {
-            unreachable!("an effect was reported that is not under way")
-        };
-        let ok = result.is_ok();
-        match purpose {
-            Purpose::Make(_) => unreachable!("the result of a making goes to handle_made"),
-            Purpose::CommitWrite(segment) => {
-                if !ok {
-                    self.poison(segment);
-                }
-                self.commit_step(ok);
-            }
-            Purpose::CommitSync(segment) => {
-                self.synced(segment, ok);
-                self.commit_step(ok);
-            }
-            Purpose::StateSync(segment) => {
-                self.synced(segment, ok);
-            }
-            Purpose::Recycle(segment) => {
-                self.recycling = false;
-                self.synced(segment, ok);
-                if ok {
-                    self.spare = Some(segment);
-                }
-            }
-        }
-    }
-
-    /// Tells the queue the time: words that changed long enough ago are synced.
-    pub fn tick(&mut self, now: Now) {
-        self.now = now.mono;
-        if self.ids.wants_blocks()
-            && let Some(active) = self.active
-        {
-            self.ids.take_blocks(3);
-            self.segments[active].dirty_since.get_or_insert(now.mono);
-        }
-        for segment in 0..self.segments.len() {
-            let due = self.segments[segment]
-                .dirty_since
-                .is_some_and(|since| now.mono.since_ms(since) >= STATE_SYNC_MS);
-            if due {
-                self.start_sync(segment, Purpose::StateSync(segment));
-            }
-        }
-    }
-
-    /// Syncs every changed segment now: for a clean end.
-    pub fn flush(&mut self) {
-        for segment in 0..self.segments.len() {
-            if self.segments[segment].dirty_since.is_some() {
-                self.start_sync(segment, Purpose::StateSync(segment));
-            }
-        }
-    }
-
-    /// True when nothing waits for the disk.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
-        self.pending.is_empty() && self.commit.is_none() && !self.segments.iter().any(dirty)
     }
 
     /// Issues what can be issued now.
@@ -249,14 +152,8 @@ impl Queue {
         if self.commit.is_none() && !self.pending.is_empty() {
             self.begin_commit();
         }
-        let half_full = self.active.is_none_or(|active| {
-            let segment = &self.segments[active];
-            let bodies = segment.geometry.octets - segment.geometry.body_offset;
-            segment.slots_left() < segment.geometry.slots / 2 || segment.body_left() < bodies / 2
-        });
-        if half_full {
-            self.prepare_spare();
-        }
+        self.prepare_spares();
+        self.watch_intake();
     }
 
     fn measure(&mut self, message: NewMessage) -> Result<Pending, Full> {
@@ -299,15 +196,14 @@ impl Queue {
             self.active = None;
             self.segments[active].seal();
             self.free_if_empty(active);
+            self.busy = true;
         }
         if self.active.is_none() {
-            self.active = self.spare.take();
+            self.active = self.spares.pop_front();
         }
         let Some(active) = self.active else {
-            self.prepare_spare();
-            let coming = self.recycling
-                || self.making.iter().any(|(kind, _)| *kind == SegmentKind::Messages);
-            if !coming && self.spare.is_none() {
+            self.prepare_spares();
+            if self.segments_coming() == 0 {
                 self.fail_pending();
             }
             return;
@@ -320,7 +216,9 @@ impl Queue {
             }
             let gathered = gather.at - gather.commit.body_start;
             let slots = count(gather.commit.slots.len());
-            if gathered > COMMIT_OCTETS_MAX || !self.fits(active, &pending, slots, gathered) {
+            let many = gather.commit.messages.len() >= self.options.commit_messages_max;
+            if many || gathered > COMMIT_OCTETS_MAX || !self.fits(active, &pending, slots, gathered)
+            {
                 self.pending.push_front(pending);
                 break;
             }
@@ -409,7 +307,7 @@ impl Queue {
     }
 
     /// One write or sync of the commit was done.
-    fn commit_step(&mut self, ok: bool) {
+    pub(super) fn commit_step(&mut self, ok: bool) {
         let Some(commit) = &mut self.commit else {
             unreachable!("a result without a commit under way")
         };
@@ -440,6 +338,7 @@ impl Queue {
             commit.failed = true;
         }
         if commit.failed {
+            self.note_commit(false);
             self.withdraw_unstored();
             return;
         }
@@ -475,6 +374,7 @@ impl Queue {
 
     fn finish_commit(&mut self) {
         let Some(commit) = self.commit.take() else { return };
+        self.note_commit(!commit.failed);
         if commit.failed {
             self.withdraw_stored(&commit);
             return;
@@ -571,61 +471,6 @@ impl Queue {
             }
             first += entries;
         }
-    }
-
-    /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
-    /// dirty then stays so, and its turn comes with the next tick.
-    pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
-        let block_max = self.ids.block_max();
-        let live = &mut self.segments[segment];
-        if live.poisoned {
-            live.dirty_since = None;
-            return;
-        }
-        if live.syncing {
-            return;
-        }
-        // Slots of a commit that is being written are not stored yet; `durable_slots` is what
-        // the syncs before this one covered, so both stay behind them.
-        live.store_header(block_max);
-        live.syncing = true;
-        live.dirty_since = None;
-        live.extents_syncing.append(&mut live.extents_settled);
-        let name = live.header.segment;
-        let id = self.effect_id(purpose);
-        self.effects.push_back(Effect::Sync { id, segment: name });
-    }
-
-    fn synced(&mut self, segment: usize, ok: bool) {
-        let live = &mut self.segments[segment];
-        live.syncing = false;
-        if !ok {
-            self.poison(segment);
-            return;
-        }
-        self.ids.reserved(live.header.id_block_max);
-        let writing = self.commit.as_ref().filter(|commit| {
-            commit.segment == segment && !matches!(commit.phase, Phase::Syncing { .. })
-        });
-        let live = &mut self.segments[segment];
-        (live.header.durable_slots, live.header.durable_body_end) = match writing {
-            Some(commit) => (commit.first_slot, commit.body_start),
-            None => (live.next_slot, live.next_body),
-        };
-        for extent in std::mem::take(&mut live.extents_syncing) {
-            self.free_extent(extent);
-        }
-        self.free_if_empty(segment);
-    }
-
-    fn poison(&mut self, segment: usize) {
-        self.segments[segment].poisoned = true;
-        self.segments[segment].dirty_since = None;
-        if self.active == Some(segment) {
-            self.active = None;
-            self.segments[segment].seal();
-        }
-        self.extents_free.retain(|(free, _)| *free != segment);
     }
 }
 

@@ -100,7 +100,7 @@ impl Shard {
                     }
                     log.ready(now, mid, body.bytes.len() as u64, None);
                 });
-                let message = Arc::new(Message { envelope, body, received: None });
+                let message = Arc::new(Message { envelope, body, received_us: None });
                 let of = Reported {
                     handle: delivery.handle,
                     mid: delivery.mid,

@@ -141,6 +141,13 @@ impl Shard {
                     let waiter = self.waiters.borrow_mut().remove(&ticket);
                     self.not_committed(waiter.expect("every ticket has one waiter"));
                 }
+                Some(Event::Intake(Some(why))) => {
+                    let text = format!("queue: new mail is refused with 452 from now on: {why}");
+                    self.log(|log, now| log.warning(now, &text));
+                }
+                Some(Event::Intake(None)) => {
+                    self.log(|log, now| log.info(now, "queue: new mail is taken again"));
+                }
             }
         }
     }
@@ -180,9 +187,9 @@ impl Shard {
             Waiter::Client { verdict, bell, early, .. } => {
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
-                if let Some(received) = message.received {
-                    let us = self.now().mono.since_ms(received) * 1000;
-                    self.commit_latencies.borrow_mut().record_us(us);
+                if let Some(received_us) = message.received_us {
+                    let latency_us = super::io::now_us().saturating_sub(received_us);
+                    self.commit_latencies.borrow_mut().record_us(latency_us);
                 }
                 counters.octets_in.add(message.body.bytes.len() as u64);
                 verdict.replace(Some(Verdict::Safe(safe)));
@@ -235,7 +242,7 @@ impl Shard {
             Ok(stored) => {
                 self.hold_damaged(stored.mid, &stored.held, "its record does not fit its checksum");
                 let (envelope, body) = stored.into_parts();
-                Some(Arc::new(Message { envelope, body, received: None }))
+                Some(Arc::new(Message { envelope, body, received_us: None }))
             }
             Err(damaged) => {
                 let mid = self.queue.borrow().summary(handle).map_or(Mid(0), |s| s.mid);

@@ -202,7 +202,9 @@ impl Shard {
         let medium = Arc::new(spool.medium());
         let now = io::now();
         let longest = config.bounce_profiles.values().map(|p| millis(p.retry_max)).max();
-        let options = spool.options(id, longest.unwrap_or(0));
+        let mut options = spool.options(id, longest.unwrap_or(0));
+        options.segments_ahead = config.tuning.queue_segments_ahead;
+        options.commit_messages_max = config.tuning.commit_batch_max;
         let opened = Queue::open(&*medium, options, now).map_err(|e| format!("spool: {e}"))?;
         let zone = match config.log.time {
             LogTime::Local => jiff::tz::TimeZone::system(),

@@ -212,7 +212,8 @@ impl<'a> Client<'a> {
             body: body.clone(),
         };
         let envelope = transaction.envelope;
-        let message = Arc::new(Message { envelope, body, received: Some(now.mono) });
+        let received_us = Some(io::now_us());
+        let message = Arc::new(Message { envelope, body, received_us });
         let early = self.shard.config().commit == CommitMode::DeliverOrSync;
         let appended = if early {
             self.shard.take_early(new, &message, now)

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::Shard;
 use super::delivery::{At, Delivery, Step};
 use super::early::Parked;
+use super::io;
 use super::pool::Served;
-use crate::mail::{Accepted, Dcid, Failure, Mid, Mono, PossiblyAccepted, RecipientOutcome, Rid};
+use crate::mail::{Accepted, Dcid, Failure, Mid, PossiblyAccepted, RecipientOutcome, Rid};
 use crate::queue::LastOutcome;
 use crate::schedule::{Retry, Sign, retry};
 use crate::settle::recipient::{Context, Verdict};
@@ -306,11 +307,10 @@ impl Shard {
     fn record_latency(&self, mid: Mid) {
         let hot = self.hot.borrow().get(mid);
         let known = hot.or_else(|| self.uncommitted.borrow().get(&mid).cloned());
-        let received = known.and_then(|message| message.received);
-        if let Some(Mono(received)) = received {
-            let us = self.now().mono.0.saturating_sub(received) * 1000;
-            self.latencies.borrow_mut().record_us(us);
-            self.note_delivery_time(us);
+        if let Some(received_us) = known.and_then(|message| message.received_us) {
+            let latency_us = io::now_us().saturating_sub(received_us);
+            self.latencies.borrow_mut().record_us(latency_us);
+            self.note_delivery_time(latency_us);
         }
     }
 }

@@ -183,7 +183,7 @@ impl Shard {
     fn publish(&self) {
         let queue = self.queue.borrow();
         let usage = queue.usage();
-        let takes_mail = self.takes_mail.get();
+        let takes_mail = self.takes_mail.get() && queue.takes_mail();
         drop(queue);
         let report = ShardReport {
             usage,

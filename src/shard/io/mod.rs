@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
-pub use clock::{now, random};
+pub use clock::{now, now_us, random};
 pub use gather::{Gather, Piece};
 
 /// Connections that wait to be accepted at most; the kernel lowers it to net.core.somaxconn.
