@@ -11,7 +11,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`format`] | every byte on disk, the assumptions about the medium, the states and moves |
+//! | [`mod@format`] | every byte on disk, the assumptions about the medium, states and moves |
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |

@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    unreachable_pub,
     reason = "a test may fail and reads time"
 )]
 
