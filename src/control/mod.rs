@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use crate::shard::{Engine, Shared};
 
+use signals::Signals;
+
 /// What the control plane knows of the engine it runs beside.
 pub struct Control {
     shared: Arc<Shared>,
@@ -35,12 +37,20 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Runs the control plane on this thread until the engine has ended.
+/// Runs the control plane on this thread until the engine has ended. `announce` is called when
+/// signals are caught: whoever has heard that the engine runs may end it in good order.
 ///
 /// # Errors
 /// The system gives no runtime or no signal handler.
-pub fn run(engine: Engine, admin: TcpListener, file: Option<PathBuf>) -> io::Result<()> {
+pub fn run(
+    engine: Engine,
+    admin: TcpListener,
+    file: Option<PathBuf>,
+    announce: impl FnOnce(&Engine),
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let signals = runtime.block_on(async { Signals::catch() })?;
+    announce(&engine);
     let control = Arc::new(Control {
         shared: engine.shared().clone(),
         file,
@@ -57,9 +67,10 @@ pub fn run(engine: Engine, admin: TcpListener, file: Option<PathBuf>) -> io::Res
         let app = api::router(control.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         tokio::select! {
-            result = signals::run(&control) => result,
-            _ = has_ended => Ok(()),
+            () = signals.obey(&control) => {}
+            _ = has_ended => {}
         }
+        io::Result::Ok(())
     })?;
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(())

@@ -4,27 +4,41 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::Control;
 use crate::shard::Stopping;
 
-/// Listens for ever.
-pub(super) async fn run(control: &Control) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => stop(control),
-            _ = interrupt.recv() => stop(control),
-            _ = hangup.recv() => {
-                control.shared.reopen_log();
-                if let Err(problems) = control.reload() {
-                    for problem in problems {
-                        eprintln!("{problem}");
+/// The signals that are caught from when this was made.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub(super) fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Obeys for ever.
+    pub(super) async fn obey(mut self, control: &Control) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => stop(control),
+                _ = self.interrupt.recv() => stop(control),
+                _ = self.hangup.recv() => {
+                    control.shared.reopen_log();
+                    if let Err(problems) = control.reload() {
+                        for problem in problems {
+                            eprintln!("{problem}");
+                        }
+                        eprintln!("ringpost: reload failed; the old configuration stays in force");
                     }
-                    eprintln!("ringpost: reload failed; the old configuration stays in force");
                 }
             }
         }
