@@ -42,10 +42,15 @@ pub struct Tuning {
     pub hot_body_octets: u64,
     /// Messages that one commit takes together at most.
     pub commit_batch_max: usize,
+    /// Queue segments that stand ready behind the one in use, for each shard.
+    pub queue_segments_ahead: usize,
     /// Send and receive buffer of each socket, in octets; 0 leaves it to the kernel.
     pub socket_buffer_octets: u32,
     /// Connections that one listening socket holds until they are accepted.
     pub listen_backlog: u32,
+    /// Longest time that a message is held back from the disk while its deliveries are under
+    /// way, in milliseconds.
+    pub hold_back_ms: u32,
 }
 
 impl Default for Tuning {
@@ -53,8 +58,10 @@ impl Default for Tuning {
         Self {
             hot_body_octets: 64 << 20,
             commit_batch_max: 1024,
+            queue_segments_ahead: 2,
             socket_buffer_octets: 0,
             listen_backlog: 4096,
+            hold_back_ms: 20,
         }
     }
 }
@@ -82,7 +89,7 @@ pub struct EngineKey {
 }
 
 /// Every engine key.
-pub static ENGINE_KEYS: [EngineKey; 4] = [
+pub static ENGINE_KEYS: &[EngineKey] = &[
     EngineKey {
         name: "ringpost.hot_body_octets",
         what: "octets of message bodies that one shard keeps in memory after they are on disk",
@@ -100,6 +107,14 @@ pub static ENGINE_KEYS: [EngineKey; 4] = [
         set: |t, value| t.commit_batch_max = usize::try_from(value).expect("bounded by its range"),
     },
     EngineKey {
+        name: "ringpost.queue_segments_ahead",
+        what: "queue segments that stand ready behind the one in use, for each shard",
+        form: Form::Count,
+        range: 1..=16,
+        get: |t| u64::try_from(t.queue_segments_ahead).expect("bounded by its range"),
+        set: |t, value| t.queue_segments_ahead = usize::try_from(value).expect("bounded"),
+    },
+    EngineKey {
         name: "ringpost.socket_buffer_octets",
         what: "send and receive buffer of each socket; 0 leaves it to the kernel",
         form: Form::Octets,
@@ -114,6 +129,14 @@ pub static ENGINE_KEYS: [EngineKey; 4] = [
         range: 1..=65_535,
         get: |t| u64::from(t.listen_backlog),
         set: |t, value| t.listen_backlog = u32::try_from(value).expect("bounded by its range"),
+    },
+    EngineKey {
+        name: "ringpost.hold_back_ms",
+        what: "longest time a message is held back from the disk while it is being delivered",
+        form: Form::Count,
+        range: 0..=1000,
+        get: |t| u64::from(t.hold_back_ms),
+        set: |t, value| t.hold_back_ms = u32::try_from(value).expect("bounded by its range"),
     },
 ];
 
@@ -362,7 +385,7 @@ mod tests {
         assert_eq!(names(), ["balanced", "latency", "throughput"]);
         for name in names() {
             let profile = parsed(&embedded(&name).unwrap()).unwrap();
-            for key in &ENGINE_KEYS {
+            for key in ENGINE_KEYS {
                 assert!(profile.settings.iter().any(|s| s.key == key.name), "{name} {}", key.name);
             }
             assert!(profile.settings.iter().any(|s| !s.is_engine()), "{name}");

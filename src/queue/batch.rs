@@ -7,23 +7,22 @@
 
 use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
 use super::index;
-use super::live::{Name, Segment};
+use super::live::Name;
 use super::place::{head_texts, recipient_texts};
-use super::segment::Mapping;
-use super::{
-    Chunk, Effect, EffectId, Event, Full, MAKE_PAUSE_MS, NewMessage, Purpose, Queue, STATE_SYNC_MS,
-    Safe, Ticket,
-};
+use super::room::Claim;
+use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Safe, Ticket};
 use crate::limits;
-use crate::mail::{Domain, Handle, Mono, Now};
-use std::io;
+use crate::mail::{Domain, Handle};
+use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
 pub(super) const COMMIT_OCTETS_MAX: u64 = 16 << 20;
 /// An append that waits for its commit.
 pub(super) struct Pending {
     pub(super) ticket: Ticket,
-    pub(super) message: NewMessage,
+    pub(super) message: Arc<NewMessage>,
+    /// Its deliveries began before its commit.
+    pub(super) early: Option<u32>,
     /// Positions of the recipients, by domain and RID: entries of a domain are adjacent.
     pub(super) order: Vec<u32>,
     pub(super) head_octets: usize,
@@ -79,6 +78,7 @@ pub(super) enum Phase {
 pub(super) struct Placed {
     pub(super) ticket: Ticket,
     pub(super) message_slot: u32,
+    pub(super) early: Option<u32>,
 }
 
 impl Commit {
@@ -102,6 +102,22 @@ impl Queue {
     /// # Errors
     /// See [`Full`]; the message is then not in the queue.
     pub fn append(&mut self, message: NewMessage) -> Result<Ticket, Full> {
+        let pending = self.admit(message)?;
+        let ticket = pending.ticket;
+        self.enqueue(pending);
+        Ok(ticket)
+    }
+
+    /// Puts a message that was admitted into the next commit.
+    pub(super) fn enqueue(&mut self, pending: Pending) {
+        let geometry = self.message_geometry();
+        let slot_share = (geometry.octets - geometry.body_offset) / u64::from(geometry.slots);
+        self.pending_octets += pending.octets().max(u64::from(pending.slots()) * slot_share);
+        self.pending.push_back(pending);
+    }
+
+    /// Is there room for this message?
+    pub(super) fn admit(&mut self, message: NewMessage) -> Result<Pending, Full> {
         assert!(!message.envelope.recipients.is_empty(), "a message without recipients");
         assert!(message.envelope.recipients.len() <= limits::RECIPIENTS_MAX);
         let pending = self.measure(message)?;
@@ -121,107 +137,11 @@ impl Queue {
         {
             return Err(Full::TooLarge);
         }
-        if self.pending_octets + need + self.extents_wanting(&pending) > self.room(body_max) {
+        let claim = Claim::of(&pending.message);
+        if self.pending_octets + need + self.extents_wanting(&pending) > self.room(claim) {
             return Err(Full::NoSpace);
         }
-        let ticket = pending.ticket;
-        self.pending_octets += need;
-        self.pending.push_back(pending);
-        Ok(ticket)
-    }
-
-    /// Reports that an [`Effect::Make`] was done: the mapping of the new segment.
-    pub fn handle_made(&mut self, id: EffectId, result: io::Result<Mapping>) {
-        let Some(Purpose::Make(kind)) = self.purposes.remove(&id) else {
-            unreachable!("an effect was reported that is no making under way")
-        };
-        let position = self.making.iter().position(|(made, _)| *made == kind);
-        let Some(position) = position else { unreachable!("nothing of this kind is being made") };
-        let (kind, segment) = self.making.swap_remove(position);
-        let Ok(map) = result else {
-            self.make_after = Mono(self.now.0 + MAKE_PAUSE_MS);
-            return;
-        };
-        let header = self.fresh_header(kind, segment);
-        let mut made = Segment::new(header, map);
-        let new = self.segments.len();
-        match kind {
-            SegmentKind::Messages => {
-                made.appendable = true;
-                self.spare = Some(new);
-            }
-            SegmentKind::Extents => {
-                let extents = made.geometry.extents();
-                self.extents_free.extend((0..extents).rev().map(|index| (new, index)));
-            }
-        }
-        self.segments.push(made);
-    }
-
-    /// Reports that an [`Effect::Write`] (of all its octets) or an [`Effect::Sync`] was done.
-    pub fn handle_done(&mut self, id: EffectId, result: io::Result<()>) {
-        let Some(purpose) = self.purposes.remove(&id) else {
-            unreachable!("an effect was reported that is not under way")
-        };
-        let ok = result.is_ok();
-        match purpose {
-            Purpose::Make(_) => unreachable!("the result of a making goes to handle_made"),
-            Purpose::CommitWrite(segment) => {
-                if !ok {
-                    self.poison(segment);
-                }
-                self.commit_step(ok);
-            }
-            Purpose::CommitSync(segment) => {
-                self.synced(segment, ok);
-                self.commit_step(ok);
-            }
-            Purpose::StateSync(segment) => {
-                self.synced(segment, ok);
-            }
-            Purpose::Recycle(segment) => {
-                self.recycling = false;
-                self.synced(segment, ok);
-                if ok {
-                    self.spare = Some(segment);
-                }
-            }
-        }
-    }
-
-    /// Tells the queue the time: words that changed long enough ago are synced.
-    pub fn tick(&mut self, now: Now) {
-        self.now = now.mono;
-        if self.ids.wants_blocks()
-            && let Some(active) = self.active
-        {
-            self.ids.take_blocks(3);
-            self.segments[active].dirty_since.get_or_insert(now.mono);
-        }
-        for segment in 0..self.segments.len() {
-            let due = self.segments[segment]
-                .dirty_since
-                .is_some_and(|since| now.mono.since_ms(since) >= STATE_SYNC_MS);
-            if due {
-                self.start_sync(segment, Purpose::StateSync(segment));
-            }
-        }
-    }
-
-    /// Syncs every changed segment now: for a clean end.
-    pub fn flush(&mut self) {
-        for segment in 0..self.segments.len() {
-            if self.segments[segment].dirty_since.is_some() {
-                self.start_sync(segment, Purpose::StateSync(segment));
-            }
-        }
-    }
-
-    /// True when nothing waits for the disk.
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
-        let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
-        self.pending.is_empty() && self.commit.is_none() && !self.segments.iter().any(dirty)
+        Ok(pending)
     }
 
     /// Issues what can be issued now.
@@ -232,14 +152,8 @@ impl Queue {
         if self.commit.is_none() && !self.pending.is_empty() {
             self.begin_commit();
         }
-        let half_full = self.active.is_none_or(|active| {
-            let segment = &self.segments[active];
-            let bodies = segment.geometry.octets - segment.geometry.body_offset;
-            segment.slots_left() < segment.geometry.slots / 2 || segment.body_left() < bodies / 2
-        });
-        if half_full {
-            self.prepare_spare();
-        }
+        self.prepare_spares();
+        self.watch_intake();
     }
 
     fn measure(&mut self, message: NewMessage) -> Result<Pending, Full> {
@@ -266,7 +180,8 @@ impl Queue {
         self.last_id += 1;
         Ok(Pending {
             ticket: Ticket(self.last_id),
-            message,
+            message: Arc::new(message),
+            early: None,
             order,
             head_octets,
             envelope_octets: (head_octets + recipient_octets) as u64,
@@ -281,15 +196,14 @@ impl Queue {
             self.active = None;
             self.segments[active].seal();
             self.free_if_empty(active);
+            self.busy = true;
         }
         if self.active.is_none() {
-            self.active = self.spare.take();
+            self.active = self.spares.pop_front();
         }
         let Some(active) = self.active else {
-            self.prepare_spare();
-            let coming = self.recycling
-                || self.making.iter().any(|(kind, _)| *kind == SegmentKind::Messages);
-            if !coming && self.spare.is_none() {
+            self.prepare_spares();
+            if self.segments_coming() == 0 {
                 self.fail_pending();
             }
             return;
@@ -297,9 +211,14 @@ impl Queue {
         let mut gather = self.gather(active);
         let mut without_extents = Vec::new();
         while let Some(pending) = self.pending.pop_front() {
+            if pending.early.is_some_and(|key| !self.early_needs_write(key)) {
+                continue;
+            }
             let gathered = gather.at - gather.commit.body_start;
             let slots = count(gather.commit.slots.len());
-            if gathered > COMMIT_OCTETS_MAX || !self.fits(active, &pending, slots, gathered) {
+            let many = gather.commit.messages.len() >= self.options.commit_messages_max;
+            if many || gathered > COMMIT_OCTETS_MAX || !self.fits(active, &pending, slots, gathered)
+            {
                 self.pending.push_front(pending);
                 break;
             }
@@ -316,7 +235,7 @@ impl Queue {
                 if coming {
                     self.pending.push_front(pending);
                 } else {
-                    self.events.push_back(Event::Failed { ticket: pending.ticket });
+                    self.fail(pending.ticket, pending.early);
                 }
             }
         }
@@ -334,9 +253,18 @@ impl Queue {
     }
 
     fn fail_pending(&mut self) {
-        let failed = self.pending.drain(..).map(|p| Event::Failed { ticket: p.ticket });
-        self.events.extend(failed);
+        for pending in std::mem::take(&mut self.pending) {
+            self.fail(pending.ticket, pending.early);
+        }
         self.pending_octets = 0;
+    }
+
+    /// A message is not on disk and will not be: its client hears 451, unless every recipient
+    /// was accepted before.
+    fn fail(&mut self, ticket: Ticket, early: Option<u32>) {
+        if early.is_none_or(|key| self.early_failed(key)) {
+            self.events.push_back(Event::Failed { ticket });
+        }
     }
 
     fn fits(&self, segment: usize, pending: &Pending, slots: u32, octets: u64) -> bool {
@@ -379,7 +307,7 @@ impl Queue {
     }
 
     /// One write or sync of the commit was done.
-    fn commit_step(&mut self, ok: bool) {
+    pub(super) fn commit_step(&mut self, ok: bool) {
         let Some(commit) = &mut self.commit else {
             unreachable!("a result without a commit under way")
         };
@@ -410,6 +338,7 @@ impl Queue {
             commit.failed = true;
         }
         if commit.failed {
+            self.note_commit(false);
             self.withdraw_unstored();
             return;
         }
@@ -438,30 +367,42 @@ impl Queue {
         let segments = &self.segments;
         let usable = commit.extents.iter().filter(|(segment, _)| !segments[*segment].poisoned);
         self.extents_free.extend(usable);
-        let failed = commit.messages.iter().map(|m| Event::Failed { ticket: m.ticket });
-        self.events.extend(failed);
+        for message in &commit.messages {
+            self.fail(message.ticket, message.early);
+        }
     }
 
     fn finish_commit(&mut self) {
         let Some(commit) = self.commit.take() else { return };
+        self.note_commit(!commit.failed);
         if commit.failed {
             self.withdraw_stored(&commit);
             return;
         }
         for message in &commit.messages {
             let (slot, entries) = self.group(commit.segment, message.message_slot);
-            self.counts.pending += u64::from(slot.entries);
             let mut handles = Vec::with_capacity(1);
             let first = message.message_slot + 1 - slot.group_slots();
             let (segment, message_slot) = (commit.segment, message.message_slot);
+            let live_before = self.segments[segment].live;
             self.enter_at(segment, first, message_slot, &entries, &mut handles);
+            self.counts.pending += u64::from(self.segments[segment].live - live_before);
             let with_domain = |handle: Handle| match self.domain(handle) {
                 Some(domain) => (handle, domain.clone()),
                 None => unreachable!("a handle was just entered"),
             };
-            let handles = handles.into_iter().map(with_domain).collect();
+            let mut handles: Vec<_> = handles.into_iter().map(with_domain).collect();
+            if let Some(key) = message.early {
+                let is_open = self.early_committed(key, &handles);
+                self.free_if_empty(segment);
+                if !is_open {
+                    continue;
+                }
+                handles.retain(|(handle, _)| self.index.get(*handle).is_some());
+            }
+            let pending = u64::from(self.segments[segment].live - live_before);
             let (ticket, safe) = (message.ticket, Safe(()));
-            self.events.push_back(Event::Committed { ticket, safe, handles });
+            self.events.push_back(Event::Committed { ticket, safe, handles, pending });
         }
     }
 
@@ -477,7 +418,7 @@ impl Queue {
             }
             let gone = self.settle_message(commit.segment, message.message_slot);
             assert!(gone, "all of it was just marked as deleted");
-            self.events.push_back(Event::Failed { ticket: message.ticket });
+            self.fail(message.ticket, message.early);
         }
     }
 
@@ -530,61 +471,6 @@ impl Queue {
             }
             first += entries;
         }
-    }
-
-    /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
-    /// dirty then stays so, and its turn comes with the next tick.
-    pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
-        let block_max = self.ids.block_max();
-        let live = &mut self.segments[segment];
-        if live.poisoned {
-            live.dirty_since = None;
-            return;
-        }
-        if live.syncing {
-            return;
-        }
-        // Slots of a commit that is being written are not stored yet; `durable_slots` is what
-        // the syncs before this one covered, so both stay behind them.
-        live.store_header(block_max);
-        live.syncing = true;
-        live.dirty_since = None;
-        live.extents_syncing.append(&mut live.extents_settled);
-        let name = live.header.segment;
-        let id = self.effect_id(purpose);
-        self.effects.push_back(Effect::Sync { id, segment: name });
-    }
-
-    fn synced(&mut self, segment: usize, ok: bool) {
-        let live = &mut self.segments[segment];
-        live.syncing = false;
-        if !ok {
-            self.poison(segment);
-            return;
-        }
-        self.ids.reserved(live.header.id_block_max);
-        let writing = self.commit.as_ref().filter(|commit| {
-            commit.segment == segment && !matches!(commit.phase, Phase::Syncing { .. })
-        });
-        let live = &mut self.segments[segment];
-        (live.header.durable_slots, live.header.durable_body_end) = match writing {
-            Some(commit) => (commit.first_slot, commit.body_start),
-            None => (live.next_slot, live.next_body),
-        };
-        for extent in std::mem::take(&mut live.extents_syncing) {
-            self.free_extent(extent);
-        }
-        self.free_if_empty(segment);
-    }
-
-    fn poison(&mut self, segment: usize) {
-        self.segments[segment].poisoned = true;
-        self.segments[segment].dirty_since = None;
-        if self.active == Some(segment) {
-            self.active = None;
-            self.segments[segment].seal();
-        }
-        self.extents_free.retain(|(free, _)| *free != segment);
     }
 }
 

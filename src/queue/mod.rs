@@ -16,6 +16,7 @@
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |
 //! | `room` | making and recycling of segments |
+//! | `sync` | results of effects, state words made durable, poison |
 //! | `words` | state words: begin, settle, defer |
 //! | `index`, `read` | what is queued, and reading it back |
 //! | [`recovery`], `scan`, [`spool`] | starting: cases with labels; lock, shards, ids |
@@ -34,6 +35,7 @@ use hashbrown::HashMap;
 use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSafety, Rid, Wall};
 
 mod batch;
+mod early;
 pub mod format;
 mod ids;
 mod index;
@@ -49,6 +51,7 @@ mod scan;
 pub mod segment;
 pub mod settings;
 pub mod spool;
+mod sync;
 mod words;
 
 #[cfg(test)]
@@ -73,6 +76,13 @@ pub const STATE_SYNC_MS: u64 = 800;
 
 /// How long no new segment is tried after making one failed.
 const MAKE_PAUSE_MS: u64 = 1_000;
+
+/// Commits in a row that may fail before no mail is taken for [`TROUBLE_PAUSE_MS`]: each has
+/// poisoned a segment.
+const COMMITS_FAILED_MAX: u32 = 3;
+
+/// How long no mail is taken from a disk that fails.
+const TROUBLE_PAUSE_MS: u64 = 10_000;
 
 /// A message to be queued.
 #[derive(Clone, Debug)]
@@ -110,7 +120,29 @@ pub enum Full {
     TooLarge,
 }
 
-/// Proof that a message is on disk. Made by a commit only.
+/// Why new mail is not taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// All segments that the limit allows are in use, but for the reserve.
+    Limit,
+    /// No segment can be made: the file system is full, out of quota or read-only.
+    NoSegment,
+    /// Writes or syncs fail.
+    Failing,
+}
+
+impl std::fmt::Display for Closed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Limit => "the queue is full up to its reserve",
+            Self::NoSegment => "no segment can be made: is the file system full or read-only?",
+            Self::Failing => "the disk fails: look at the kernel's log",
+        })
+    }
+}
+
+/// Proof that a message is on disk, or that every recipient is accepted by its next hop. Made by a
+/// commit and by full acceptance only.
 #[derive(Debug)]
 pub struct Safe(());
 
@@ -178,7 +210,7 @@ pub enum Effect {
     },
 }
 
-/// What became of an append.
+/// What the shard must know.
 #[derive(Debug)]
 pub enum Event {
     /// It is on disk.
@@ -189,12 +221,24 @@ pub enum Event {
         safe: Safe,
         /// Its deliveries: one per receiving domain.
         handles: Vec<(Handle, Domain)>,
+        /// Recipients of it that are not settled: those that were not accepted before.
+        pending: u64,
+    },
+    /// Every recipient was accepted by its next hop, or discarded by its route, before the
+    /// commit: it is safe without the disk.
+    Accepted {
+        /// Which one.
+        ticket: Ticket,
+        /// The key to 250.
+        safe: Safe,
     },
     /// It is not on disk, and will not be found there at the next start: 451.
     Failed {
         /// Which one.
         ticket: Ticket,
     },
+    /// New mail is not taken from now on, for this reason; `None`: it is taken again.
+    Intake(Option<Closed>),
 }
 
 /// What a recipient's last attempt came to.
@@ -230,8 +274,14 @@ pub struct Usage {
     pub octets_max: u64,
     /// Segments.
     pub segments: usize,
-    /// Segments that may be used again.
+    /// Segments whose mail is all settled.
     pub segments_free: usize,
+    /// Segments that stand ready to be appended to next.
+    pub segments_spare: usize,
+    /// Segments kept from new mail, for copying forward and for reports.
+    pub segments_reserved: u64,
+    /// Why new mail is not taken.
+    pub closed: Option<Closed>,
     /// Segments that failed a write or a sync since the start.
     pub segments_poisoned: usize,
     /// Octets of memory of the index.
@@ -256,13 +306,14 @@ pub struct Queue {
     segments: Vec<Segment>,
     /// Takes appends.
     active: Option<usize>,
-    /// Takes them next.
-    spare: Option<usize>,
+    /// Take them next, in this order.
+    spares: VecDeque<usize>,
     /// May be used again, the most recently freed last: its dead octets may not have been
     /// written back yet, and never will be.
     free: Vec<usize>,
     extents_free: Vec<(usize, u32)>,
     index: Index,
+    early: early::Early,
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
@@ -271,8 +322,16 @@ pub struct Queue {
     events: VecDeque<Event>,
     purposes: HashMap<EffectId, Purpose>,
     making: Vec<(format::SegmentKind, SegmentId)>,
-    make_after: Mono,
+    /// Making a segment failed, and none was made since; the next try comes then.
+    make_failing: Option<Mono>,
     recycling: bool,
+    /// A segment was filled since the start: spares are kept ahead of need.
+    busy: bool,
+    /// Why new mail is not taken.
+    closed: Option<Closed>,
+    /// Commits that failed since the last good one; from some on, none is tried until then.
+    commits_failed: u32,
+    trouble_until: Mono,
     now: Mono,
     last_id: u64,
     last_segment_number: u32,
@@ -292,6 +351,12 @@ impl Queue {
     #[must_use]
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Is new mail taken? Changes are told by [`Event::Intake`].
+    #[must_use]
+    pub fn takes_mail(&self) -> bool {
+        self.closed.is_none()
     }
 
     /// The id allocator.
@@ -314,9 +379,12 @@ impl Queue {
             octets_max: self.options.octets_max,
             segments: self.segments.len(),
             segments_free: self.free.len(),
+            segments_spare: self.spares.len(),
+            segments_reserved: self.segments_reserved(),
+            closed: self.closed,
             segments_poisoned: self.segments.iter().filter(|s| s.poisoned).count(),
             index_octets: self.index.octets(),
-            uncommitted: self.pending.len() + under_way,
+            uncommitted: self.pending.len() + under_way + self.early.held(),
         }
     }
 
@@ -349,6 +417,10 @@ impl Queue {
     /// The receiving domain of a handle.
     #[must_use]
     pub fn domain(&self, handle: Handle) -> Option<&Domain> {
+        let handle = self.current(handle);
+        if early::is_early(handle) {
+            return self.early_domain(handle);
+        }
         let record = self.index.get(handle)?;
         Some(self.index.domain(record.destination))
     }

@@ -24,6 +24,10 @@ pub struct Options {
     pub segment_octets: u64,
     /// Most octets of all segments of this shard.
     pub octets_max: u64,
+    /// Segments that stand ready behind the one in use, once a segment was filled.
+    pub segments_ahead: usize,
+    /// Messages of one commit at most.
+    pub commit_messages_max: usize,
     /// Shard directories to read: its own first, then those of shards that are gone.
     pub directories: Vec<u8>,
     /// The spool's next free id block.

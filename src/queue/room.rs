@@ -1,37 +1,111 @@
 //! Room: which segments there are, which may be made, and which may be used again.
 //!
-//! Owns: the bound on the octets of all segments, the spare segment, and free extents. Never: a
-//! segment that holds anything unsettled or unsynced is given up.
+//! Owns: the bound on the octets of all segments, the reserve, the spare segments, free extents,
+//! and whether new mail is taken. Never: a segment that holds anything unsettled or unsynced is
+//! given up.
+//!
+//! Spares are recycled or made ahead of need, so that no append waits for an allocation. The
+//! last segments are a reserve: copying mail forward may use all of it, for that gives space
+//! back; reports all but one; new mail none.
+//!
+//! Diagnostics: [`Event::Intake`] when new mail is no longer taken, or taken again.
 //!
 //! Limits: `octets_max` of [`super::Options`].
 
+use std::io;
+
 use super::batch::{Pending, count};
 use super::format::{self, ExtentPlace, Header, SegmentId, SegmentKind};
-use super::live::Name;
-use super::{Effect, Full, Purpose, Queue};
+use super::live::{Name, Segment};
+use super::segment::Mapping;
+use super::{
+    COMMITS_FAILED_MAX, Closed, Effect, EffectId, Event, Full, MAKE_PAUSE_MS, NewMessage, Purpose,
+    Queue, TROUBLE_PAUSE_MS,
+};
 use crate::limits;
+use crate::mail::Mono;
 
 /// Extents of one extent segment at most: it is filled with zeros when made.
 const EXTENTS_MAX: u64 = 64;
 
+/// A spool of at least this many segments keeps at least [`RESERVE_MIN`] in reserve; a smaller
+/// one a quarter.
+const RESERVE_FULL_FROM: u64 = 16;
+const RESERVE_MIN: u64 = 4;
+
+/// The reserve is one part in this many: 5 %.
+const RESERVE_PARTS: u64 = 20;
+
+/// Room for new mail below which it is not taken, if a segment is large enough for that.
+const INTAKE_OCTETS_MIN: u64 = 1 << 20;
+
+/// Who asks for room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Claim {
+    /// A client's message.
+    New,
+    /// A report on a message.
+    Report,
+}
+
+impl Claim {
+    pub(super) fn of(message: &NewMessage) -> Self {
+        if message.cause.is_some() { Self::Report } else { Self::New }
+    }
+}
+
 impl Queue {
-    /// Body octets that appends may still take, counting segments that could be made.
-    pub(super) fn room(&self, body_max: u64) -> u64 {
+    /// Reports that an [`Effect::Make`] was done: the mapping of the new segment.
+    pub fn handle_made(&mut self, id: EffectId, result: io::Result<Mapping>) {
+        let Some(Purpose::Make(kind)) = self.purposes.remove(&id) else {
+            unreachable!("an effect was reported that is no making under way")
+        };
+        let position = self.making.iter().position(|(made, _)| *made == kind);
+        let Some(position) = position else { unreachable!("nothing of this kind is being made") };
+        let (kind, segment) = self.making.swap_remove(position);
+        let Ok(map) = result else {
+            self.make_failing = Some(Mono(self.now.0 + MAKE_PAUSE_MS));
+            if self.last_segment_number == segment.number() {
+                // No file has this name: a gap would look like a segment that was lost.
+                self.last_segment_number -= 1;
+            }
+            return;
+        };
+        self.make_failing = None;
+        let header = self.fresh_header(kind, segment);
+        let mut made = Segment::new(header, map);
+        let new = self.segments.len();
+        match kind {
+            SegmentKind::Messages => {
+                made.appendable = true;
+                self.spares.push_back(new);
+            }
+            SegmentKind::Extents => {
+                let extents = made.geometry.extents();
+                self.extents_free.extend((0..extents).rev().map(|index| (new, index)));
+            }
+        }
+        self.segments.push(made);
+    }
+
+    /// Body octets that may still be taken for `claim`, counting segments that could be made.
+    pub(super) fn room(&self, claim: Claim) -> u64 {
+        if self.now < self.trouble_until {
+            return 0;
+        }
+        let geometry = self.message_geometry();
+        let body_max = geometry.octets - geometry.body_offset;
         let active = self.active.map_or(0, |active| {
             let segment = &self.segments[active];
             let slot_share = body_max / u64::from(segment.geometry.slots);
             segment.body_left().min(u64::from(segment.slots_left()) * slot_share)
         });
-        let coming = usize::from(self.spare.is_some())
-            + usize::from(self.recycling)
-            + self.free.len()
-            + self.making.iter().filter(|(kind, _)| *kind == SegmentKind::Messages).count();
-        let makeable = if self.now < self.make_after {
-            0
-        } else {
-            self.octets_makeable() / self.options.segment_octets
+        let whole = (self.segments_coming() + self.free.len()) as u64 + self.makeable();
+        let kept = match claim {
+            Claim::New => self.segments_reserved(),
+            Claim::Report => self.segments_reserved().min(1),
         };
-        active + (coming as u64 + makeable) * body_max
+        (active + whole * body_max).saturating_sub(kept * body_max)
     }
 
     /// Is there room for a message of about `octets` octets? For the answer to MAIL; what comes
@@ -40,15 +114,55 @@ impl Queue {
     /// # Errors
     /// See [`Full`].
     pub fn has_room(&self, octets: u64) -> Result<(), Full> {
-        let geometry = self.message_geometry();
-        let body_max = geometry.octets - geometry.body_offset;
         if octets > self.options.octets_max {
             return Err(Full::TooLarge);
         }
-        if self.pending_octets + octets > self.room(body_max) {
+        if self.closed.is_some() || self.pending_octets + octets > self.room(Claim::New) {
             return Err(Full::NoSpace);
         }
         Ok(())
+    }
+
+    /// Segments that new mail never gets. While none can be made, those that there are count:
+    /// the others are not there to be kept.
+    pub(super) fn segments_reserved(&self) -> u64 {
+        let all = if self.make_failing.is_some() {
+            self.segments.len() as u64
+        } else {
+            self.options.octets_max / self.options.segment_octets
+        };
+        if all < RESERVE_FULL_FROM { all / 4 } else { (all / RESERVE_PARTS).max(RESERVE_MIN) }
+    }
+
+    /// Tells when new mail is no longer taken, and when it is again.
+    pub(super) fn watch_intake(&mut self) {
+        let geometry = self.message_geometry();
+        let least = INTAKE_OCTETS_MIN.min((geometry.octets - geometry.body_offset) / 8);
+        // Opening takes twice as much as staying open: no flutter at the edge.
+        let least = if self.closed.is_some() { 2 * least } else { least };
+        let room = self.room(Claim::New).saturating_sub(self.pending_octets);
+        let closed = if room >= least {
+            None
+        } else if self.now < self.trouble_until {
+            Some(Closed::Failing)
+        } else if self.make_failing.is_some() {
+            Some(Closed::NoSegment)
+        } else {
+            Some(Closed::Limit)
+        };
+        if closed.is_some() != self.closed.is_some() {
+            self.events.push_back(Event::Intake(closed));
+        }
+        self.closed = closed;
+    }
+
+    /// Counts commits that failed in a row: a disk that takes nothing must not be given one
+    /// segment after the other.
+    pub(super) fn note_commit(&mut self, good: bool) {
+        self.commits_failed = if good { 0 } else { self.commits_failed + 1 };
+        if self.commits_failed >= COMMITS_FAILED_MAX {
+            self.trouble_until = Mono(self.now.0 + TROUBLE_PAUSE_MS);
+        }
     }
 
     pub(super) fn extents_wanting(&self, pending: &Pending) -> u64 {
@@ -56,7 +170,21 @@ impl Queue {
         u64::from(pending.extents.saturating_sub(free)) * limits::EXTENT_OCTETS
     }
 
-    pub(super) fn octets_makeable(&self) -> u64 {
+    /// Message segments that will take appends without more being asked for.
+    pub(super) fn segments_coming(&self) -> usize {
+        let making = self.making.iter().filter(|(kind, _)| *kind == SegmentKind::Messages).count();
+        self.spares.len() + usize::from(self.recycling) + making
+    }
+
+    /// Message segments that may still be made.
+    pub(super) fn makeable(&self) -> u64 {
+        if self.make_failing.is_some() {
+            return 0;
+        }
+        self.octets_makeable() / self.options.segment_octets
+    }
+
+    fn octets_makeable(&self) -> u64 {
         let making: u64 = self.making.iter().map(|(kind, _)| self.octets_of(*kind)).sum();
         self.options.octets_max.saturating_sub(self.octets() + making)
     }
@@ -92,8 +220,9 @@ impl Queue {
 
     pub(super) fn make(&mut self, kind: SegmentKind) {
         let under_way = self.making.iter().any(|(making, _)| *making == kind);
+        let paused = self.make_failing.is_some_and(|until| self.now < until);
         let octets = self.octets_of(kind);
-        if under_way || self.now < self.make_after || self.octets_makeable() < octets {
+        if under_way || paused || self.octets_makeable() < octets {
             return;
         }
         self.last_segment_number += 1;
@@ -110,15 +239,36 @@ impl Queue {
         });
     }
 
-    /// Sees to it that a segment stands ready behind the active one.
-    pub(super) fn prepare_spare(&mut self) {
-        if self.spare.is_some() || self.recycling {
+    /// Sees to it that enough segments stand ready behind the active one.
+    pub(super) fn prepare_spares(&mut self) {
+        let coming = self.segments_coming();
+        let wanted = self.spares_wanted();
+        if coming < wanted && !self.recycling && self.reuse_free() {
             return;
         }
-        let Some(free) = self.free.pop() else {
+        // While none could be made it is tried now and then, wanted or not: otherwise nobody
+        // would notice that there is space again.
+        if (coming < wanted && self.free.is_empty()) || self.make_failing.is_some() {
             self.make(SegmentKind::Messages);
-            return;
-        };
+        }
+    }
+
+    fn spares_wanted(&self) -> usize {
+        let Some(active) = self.active else { return self.options.segments_ahead.max(1) };
+        if self.busy {
+            return self.options.segments_ahead;
+        }
+        // An idle engine makes no segment that it may never need.
+        let segment = &self.segments[active];
+        let bodies = segment.geometry.octets - segment.geometry.body_offset;
+        let used = segment.slots_left() < segment.geometry.slots / 16 * 15
+            || segment.body_left() < bodies / 16 * 15;
+        usize::from(used)
+    }
+
+    /// Begins the next use of the most recently freed segment.
+    fn reuse_free(&mut self) -> bool {
+        let Some(free) = self.free.pop() else { return false };
         for name in self.segments[free].reuse() {
             if let Name::Domain(number) = name {
                 self.index.unname(number);
@@ -126,6 +276,7 @@ impl Queue {
         }
         self.recycling = true;
         self.start_sync(free, Purpose::Recycle(free));
+        true
     }
 
     pub(super) fn free_extent(&mut self, place: ExtentPlace) {

@@ -30,6 +30,9 @@ const FILE_OCTETS: usize = 64;
 const CHECKSUM_OFFSET: usize = 60;
 /// Segments that a shard should have room for.
 const SEGMENTS_PER_SHARD: u64 = 64;
+/// Tuning that nobody has changed.
+const SEGMENTS_AHEAD: usize = 2;
+const COMMIT_MESSAGES_MAX: usize = 1024;
 /// A pid and a line end.
 const PID_OCTETS_MAX: u64 = 32;
 
@@ -143,6 +146,8 @@ impl Spool {
             spool: self.id,
             segment_octets: self.segment_octets,
             octets_max: (self.octets_max / u64::from(self.shards)).max(self.segment_octets),
+            segments_ahead: SEGMENTS_AHEAD,
+            commit_messages_max: COMMIT_MESSAGES_MAX,
             directories,
             next_block: self.next_block.clone(),
             retry_ms_max,

@@ -14,6 +14,8 @@ use crate::mail::{
     Ret, ShardId,
 };
 
+mod room;
+
 const MIB: u64 = 1 << 20;
 
 fn options(octets_max: u64) -> Options {
@@ -22,6 +24,8 @@ fn options(octets_max: u64) -> Options {
         spool: SpoolId([7; 16]),
         segment_octets: MIB,
         octets_max,
+        segments_ahead: 2,
+        commit_messages_max: 1024,
         directories: vec![0],
         next_block: Arc::new(AtomicU64::new(1)),
         retry_ms_max: 3_600_000,
@@ -41,6 +45,14 @@ struct Rig<M: Medium> {
     failing: Option<usize>,
     committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
     failed: Vec<Ticket>,
+    intake: Vec<Option<Closed>>,
+    /// The file system is full: no segment can be made.
+    no_space: bool,
+    /// Every write and sync fails.
+    failing_for_ever: bool,
+    /// Segments are made only when the test carries out what is held.
+    hold_makes: bool,
+    held: Vec<Effect>,
     now: Now,
 }
 
@@ -59,6 +71,11 @@ impl<M: Medium> Rig<M> {
             failing: None,
             committed: BTreeMap::new(),
             failed: Vec::new(),
+            intake: Vec::new(),
+            no_space: false,
+            failing_for_ever: false,
+            hold_makes: false,
+            held: Vec::new(),
             now,
         }
     }
@@ -69,8 +86,13 @@ impl<M: Medium> Rig<M> {
             if self.effects == self.killed_at {
                 return false;
             }
-            let fails = self.failing == Some(self.effects);
+            let makes = matches!(effect, Effect::Make { .. });
+            let fails = self.failing == Some(self.effects) || self.failing_for_ever && !makes;
             self.effects += 1;
+            if self.hold_makes && makes {
+                self.held.push(effect);
+                continue;
+            }
             self.perform(effect, fails);
             self.poll();
         }
@@ -81,10 +103,12 @@ impl<M: Medium> Rig<M> {
     fn poll(&mut self) {
         while let Some(event) = self.queue.poll_event() {
             match event {
-                Event::Committed { ticket, safe: _, handles } => {
+                Event::Accepted { .. } => panic!("nothing is delivered early here"),
+                Event::Committed { ticket, safe: _, handles, pending: _ } => {
                     self.committed.insert(ticket, handles);
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
+                Event::Intake(closed) => self.intake.push(closed),
             }
         }
     }
@@ -93,7 +117,7 @@ impl<M: Medium> Rig<M> {
         let broken = || Err::<(), io::Error>(io::Error::other("broken"));
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
-                if fails {
+                if fails || self.no_space {
                     let full = Err(io::ErrorKind::StorageFull.into());
                     return self.queue.handle_made(id, full);
                 }

@@ -202,7 +202,9 @@ impl Shard {
         let medium = Arc::new(spool.medium());
         let now = io::now();
         let longest = config.bounce_profiles.values().map(|p| millis(p.retry_max)).max();
-        let options = spool.options(id, longest.unwrap_or(0));
+        let mut options = spool.options(id, longest.unwrap_or(0));
+        options.segments_ahead = config.tuning.queue_segments_ahead;
+        options.commit_messages_max = config.tuning.commit_batch_max;
         let opened = Queue::open(&*medium, options, now).map_err(|e| format!("spool: {e}"))?;
         let zone = match config.log.time {
             LogTime::Local => jiff::tz::TimeZone::system(),
@@ -217,6 +219,9 @@ impl Shard {
             medium,
             queue: RefCell::new(queue),
             segment_files: RefCell::new(adopted),
+            uncommitted: RefCell::default(),
+            parked: RefCell::default(),
+            usual_delivery_us: Cell::new(0),
             waiters: RefCell::default(),
             hot: RefCell::new(Hot::new(
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
@@ -227,10 +232,13 @@ impl Shard {
             pool: RefCell::default(),
             mail_log: RefCell::new(MailLog::new(zone, config.log.detail)),
             latencies: RefCell::default(),
+            commit_latencies: RefCell::default(),
+            epoch_seen: Cell::new(config.epoch),
             bells: RefCell::default(),
             commit_bell: Bell::default(),
             feed_bell: Bell::default(),
             log_bell: Bell::default(),
+            hold_bell: Bell::default(),
             clients: Cell::new(0),
             sessions: Cell::new(0),
             takes_mail: Cell::new(true),
@@ -282,6 +290,7 @@ impl Shard {
             }
         }
         io::spawn(self.clone().run_commits());
+        io::spawn(self.clone().run_hold_back());
         io::spawn(self.clone().run_log());
         io::spawn(self.clone().run_ticks());
         io::spawn(self.clone().run_doorbell());
@@ -307,6 +316,7 @@ impl Shard {
             io::sleep(Duration::from_millis(50)).await;
         }
         // What is left is cut; a transaction past its final dot is uncertain at the next start.
+        self.queue.borrow_mut().release_held(Mono(u64::MAX));
         self.queue.borrow_mut().flush();
         self.commit_bell.ring();
         while !self.queue.borrow().is_quiet() {

@@ -253,6 +253,16 @@ impl Conversation {
         }
     }
 
+    /// Counts `message` as taken.
+    pub fn keep(&mut self, message: Message) {
+        self.state.messages.lock().unwrap().push(message);
+    }
+
+    /// True when the client has sent more than the line read last.
+    pub fn has_more(&self) -> bool {
+        !self.reader.buffer().is_empty()
+    }
+
     /// Stays silent until the client leaves.
     pub fn hang(&mut self) {
         let mut sink = [0; 4096];

@@ -1,0 +1,137 @@
+//! Syncs: results of effects, state words made durable, and what a failure poisons.
+//!
+//! Owns: when a segment is synced, what a good sync makes durable, and the end of trust after a
+//! bad one. Never: a second sync of a segment that failed one.
+//!
+//! Diagnostics: a poisoned segment is counted in [`super::Usage`].
+
+use std::io;
+
+use super::batch::Phase;
+use super::live::Segment;
+use super::{Effect, EffectId, Purpose, Queue, STATE_SYNC_MS};
+use crate::mail::Now;
+
+impl Queue {
+    /// Reports that an [`Effect::Write`] (of all its octets) or an [`Effect::Sync`] was done.
+    pub fn handle_done(&mut self, id: EffectId, result: io::Result<()>) {
+        let Some(purpose) = self.purposes.remove(&id) else {
+            unreachable!("an effect was reported that is not under way")
+        };
+        let ok = result.is_ok();
+        match purpose {
+            Purpose::Make(_) => unreachable!("the result of a making goes to handle_made"),
+            Purpose::CommitWrite(segment) => {
+                if !ok {
+                    self.poison(segment);
+                }
+                self.commit_step(ok);
+            }
+            Purpose::CommitSync(segment) => {
+                self.synced(segment, ok);
+                self.commit_step(ok);
+            }
+            Purpose::StateSync(segment) => {
+                self.synced(segment, ok);
+            }
+            Purpose::Recycle(segment) => {
+                self.recycling = false;
+                self.synced(segment, ok);
+                if ok {
+                    // First in turn: its dead octets may not have been written back yet.
+                    self.spares.push_front(segment);
+                }
+            }
+        }
+    }
+
+    /// Tells the queue the time: words that changed long enough ago are synced.
+    pub fn tick(&mut self, now: Now) {
+        self.now = now.mono;
+        if self.ids.wants_blocks()
+            && let Some(active) = self.active
+        {
+            self.ids.take_blocks(3);
+            self.segments[active].dirty_since.get_or_insert(now.mono);
+        }
+        for segment in 0..self.segments.len() {
+            let due = self.segments[segment]
+                .dirty_since
+                .is_some_and(|since| now.mono.since_ms(since) >= STATE_SYNC_MS);
+            if due {
+                self.start_sync(segment, Purpose::StateSync(segment));
+            }
+        }
+    }
+
+    /// Syncs every changed segment now: for a clean end.
+    pub fn flush(&mut self) {
+        for segment in 0..self.segments.len() {
+            if self.segments[segment].dirty_since.is_some() {
+                self.start_sync(segment, Purpose::StateSync(segment));
+            }
+        }
+    }
+
+    /// True when nothing waits for the disk.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
+        self.pending.is_empty() && self.commit.is_none() && !self.segments.iter().any(dirty)
+    }
+
+    /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
+    /// dirty then stays so, and its turn comes with the next tick.
+    pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
+        let block_max = self.ids.block_max();
+        let live = &mut self.segments[segment];
+        if live.poisoned {
+            live.dirty_since = None;
+            return;
+        }
+        if live.syncing {
+            return;
+        }
+        // Slots of a commit that is being written are not stored yet; `durable_slots` is what
+        // the syncs before this one covered, so both stay behind them.
+        live.store_header(block_max);
+        live.syncing = true;
+        live.dirty_since = None;
+        live.extents_syncing.append(&mut live.extents_settled);
+        let name = live.header.segment;
+        let id = self.effect_id(purpose);
+        self.effects.push_back(Effect::Sync { id, segment: name });
+    }
+
+    pub(super) fn synced(&mut self, segment: usize, ok: bool) {
+        let live = &mut self.segments[segment];
+        live.syncing = false;
+        if !ok {
+            self.poison(segment);
+            return;
+        }
+        self.ids.reserved(live.header.id_block_max);
+        let writing = self.commit.as_ref().filter(|commit| {
+            commit.segment == segment && !matches!(commit.phase, Phase::Syncing { .. })
+        });
+        let live = &mut self.segments[segment];
+        (live.header.durable_slots, live.header.durable_body_end) = match writing {
+            Some(commit) => (commit.first_slot, commit.body_start),
+            None => (live.next_slot, live.next_body),
+        };
+        for extent in std::mem::take(&mut live.extents_syncing) {
+            self.free_extent(extent);
+        }
+        self.free_if_empty(segment);
+    }
+
+    pub(super) fn poison(&mut self, segment: usize) {
+        self.segments[segment].poisoned = true;
+        self.segments[segment].dirty_since = None;
+        if self.active == Some(segment) {
+            self.active = None;
+            self.segments[segment].seal();
+        }
+        self.extents_free.retain(|(free, _)| *free != segment);
+    }
+}

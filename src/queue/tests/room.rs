@@ -1,0 +1,109 @@
+//! Room: spares made ahead, the reserve, and what a full or failing disk does to new mail.
+
+use super::*;
+
+/// Appends messages of 100,000 octets until the queue refuses one; gives how many it took.
+fn fill(rig: &mut Rig<MemMedium>, first: u64, cause: Option<Mid>) -> u64 {
+    for mid in first.. {
+        let new = NewMessage { cause, ..message(mid, &["a@one.example"], &body(100_000)) };
+        if rig.queue.append(new).is_err() {
+            return mid - first;
+        }
+        assert!(rig.run());
+    }
+    unreachable!()
+}
+
+fn delete_all(rig: &mut Rig<MemMedium>) {
+    for handle in rig.handles() {
+        assert!(rig.queue.deleted(handle, Rid(0)).applied);
+    }
+}
+
+#[test]
+fn no_append_waits_for_a_segment_to_be_made() {
+    let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
+    assert_eq!(rig.queue.usage().segments, 1, "an idle engine makes no more than it needs");
+    rig.hold_makes = true;
+    for mid in 0..80 {
+        let ticket = rig.append(1 + mid, &["a@one.example"], &body(100_000));
+        assert!(rig.run());
+        assert!(rig.committed.contains_key(&ticket), "append {mid} waited");
+        for effect in std::mem::take(&mut rig.held) {
+            rig.perform(effect, false);
+        }
+    }
+    let usage = rig.queue.usage();
+    assert!(usage.segments_spare >= 1 && usage.segments > 8, "{usage:?}");
+}
+
+#[test]
+fn the_reserve_is_for_reports_and_never_for_new_mail() {
+    let mut rig = Rig::open(MemMedium::default(), options(32 * MIB));
+    assert_eq!(rig.queue.usage().segments_reserved, 4);
+    let taken = fill(&mut rig, 1, None);
+    assert!((27 * 8 - 8..=28 * 8).contains(&taken), "{taken}");
+    assert_eq!(rig.intake, [Some(Closed::Limit)]);
+    assert!(!rig.queue.takes_mail());
+    assert_eq!(rig.queue.has_room(0), Err(Full::NoSpace));
+    let reports = fill(&mut rig, 1_000, Some(Mid(1)));
+    assert!((2 * 8..=3 * 8).contains(&reports), "{reports}");
+    assert_eq!(rig.failed, [], "what was taken was stored");
+    delete_all(&mut rig);
+    assert!(rig.tick(1_000) && rig.tick(1_000));
+    assert_eq!(rig.intake, [Some(Closed::Limit), None], "it is taken again by itself");
+    assert_eq!(rig.queue.has_room(100_000), Ok(()));
+}
+
+#[test]
+fn a_full_file_system_stops_new_mail_until_there_is_space() {
+    let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
+    fill_some(&mut rig, 100);
+    rig.no_space = true;
+    let more = fill(&mut rig, 1_000, None);
+    assert!(more < 5 * 8, "{more}");
+    assert_eq!(rig.failed, []);
+    assert_eq!(rig.intake, [Some(Closed::NoSegment)]);
+    assert!(fill(&mut rig, 2_000, Some(Mid(1))) > 0, "a report still finds room");
+    for _ in 0..20 {
+        assert!(rig.tick(100));
+    }
+    assert_eq!(rig.intake.len(), 1, "it does not flutter");
+    // Deliveries free space, though the file system stays full.
+    delete_all(&mut rig);
+    assert!(rig.tick(1_000) && rig.tick(1_000));
+    assert_eq!(rig.intake, [Some(Closed::NoSegment), None]);
+    assert!(fill(&mut rig, 3_000, None) > 0);
+    rig.no_space = false;
+    assert!(rig.tick(1_000) && rig.tick(1_000));
+    assert_eq!(rig.intake.last(), Some(&None), "it is noticed that there is space again");
+}
+
+fn fill_some(rig: &mut Rig<MemMedium>, messages: u64) {
+    for mid in 0..messages {
+        rig.queue.append(message(1 + mid, &["a@one.example"], &body(100_000))).unwrap();
+        assert!(rig.run());
+    }
+}
+
+#[test]
+fn a_disk_that_takes_nothing_is_not_given_one_segment_after_the_other() {
+    let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
+    rig.failing_for_ever = true;
+    let mut refused = 0;
+    for mid in 0..50 {
+        let new = NewMessage { cause: None, ..message(1 + mid, &["a@one.example"], b"x") };
+        refused += u64::from(rig.queue.append(new).is_err());
+        assert!(rig.tick(10));
+    }
+    assert_eq!(rig.committed.len(), 0);
+    assert_eq!((rig.failed.len(), refused), (3, 47));
+    assert_eq!(rig.intake, [Some(Closed::Failing)]);
+    assert_eq!(rig.queue.usage().segments_poisoned, 3);
+    rig.failing_for_ever = false;
+    assert!(rig.tick(10_000) && rig.tick(100));
+    assert_eq!(rig.intake.last(), Some(&None));
+    let ticket = rig.append(500, &["a@one.example"], b"x");
+    assert!(rig.run());
+    assert!(rig.committed.contains_key(&ticket));
+}
