@@ -308,3 +308,55 @@ fn a_large_message_survives_byte_for_byte() {
         assert!(messages[0].data.len() < message.len() + 400);
     }
 }
+
+#[test]
+fn only_what_is_open_is_tried_again() {
+    let busy = Arc::new(AtomicBool::new(true));
+    let (peer, asked) = moody(&busy);
+    let good = Peer::good();
+    let routes = format!("good.test {}\nALL {}", good.host(0), peer.host(0));
+    let mut engine = Engine::start(&Setup::new("auto", routes).tables(&retries("1s", "")));
+    engine.send("a@a.test", &["x@good.test", "y@busy.test", "z@good.test"]);
+    engine.wait_log("pending till");
+    engine.wait_log("Message done DCID");
+    engine.kill();
+    busy.store(false, Ordering::SeqCst);
+    engine.launch();
+    engine.wait_empty();
+    engine.wait_log("Message finished MID");
+    assert_eq!(good.messages().len(), 1, "delivered once, before the crash");
+    assert_eq!(asked.lock().unwrap().len(), 2);
+    let taken = peer.messages();
+    assert_eq!(taken.len(), 1);
+    assert_eq!(taken[0].recipients, ["RCPT TO:<y@busy.test>"]);
+}
+
+/// A message under which the engine dies again and again is held, and others pass.
+#[test]
+fn a_message_in_flight_at_three_crashes_is_held() {
+    let (seen, has_seen) = mpsc::channel();
+    let fatal = Peer::start(move |peer, _| {
+        if peer.hello() && peer.up_to_data() && peer.body().is_some() {
+            seen.send(()).unwrap_or_default();
+            peer.hang();
+        }
+    });
+    let good = Peer::good();
+    let routes = format!("good.test {}\nALL {}", good.host(0), fatal.host(0));
+    let mut engine = Engine::start(&Setup::new("auto", routes));
+    engine.send("a@a.test", &["x@fatal.test"]);
+    for crash in 1..=3 {
+        has_seen.recv_timeout(common::PATIENCE).unwrap();
+        engine.kill();
+        engine.launch();
+        engine.wait_log_count("Begin Logfile", crash + 1);
+    }
+    engine.send("a@a.test", &["y@good.test"]);
+    engine.wait("the other one", || good.messages().len() == 1);
+    engine.wait_empty();
+    engine.assert_conservation();
+    assert_eq!(engine.metric("ringpost_recipients_total{outcome=\"damaged\"}"), 1.0);
+    assert!(has_seen.recv_timeout(Duration::from_millis(300)).is_err(), "it was tried again");
+    let log = engine.log();
+    assert!(log.contains("queue: poison"), "{log}");
+}

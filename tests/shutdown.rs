@@ -15,6 +15,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Client, Engine, Peer, Setup};
+use ringpost::lab::sink::{Behaviour, Sink, SinkOptions};
+use ringpost::lab::source::{self, SourceOptions};
 
 fn engine(peer: &Peer) -> Engine {
     Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))))
@@ -224,4 +226,58 @@ fn hup_reopens_the_log() {
     assert!(engine.log().contains("second@b.test") && !engine.log().contains("first@b.test"));
     let mut client = Client::connect(engine.smtp);
     assert!(client.command("NOOP").starts_with("250"), "the engine takes mail as before");
+}
+
+/// Restarts in good order under load: nothing is lost, and nothing arrives twice either.
+#[test]
+fn term_under_load_loses_and_repeats_nothing() {
+    let sink = Sink::start(SinkOptions {
+        behaviour: Behaviour { delay: Duration::from_millis(3), ..Behaviour::default() },
+        keep_ids: true,
+        ..SinkOptions::default()
+    })
+    .unwrap();
+    let setup = Setup::new("auto", format!("ALL {}", sink.address()));
+    let mut engine = Engine::start(&setup);
+    let mut answered = Vec::new();
+    for round in 0..3 {
+        let options = SourceOptions {
+            to: engine.smtp,
+            messages: u64::MAX,
+            sessions: 8,
+            size: 2_000,
+            rcpt: "user@d%n.test".to_owned(),
+            domains: Some(20),
+            rate: Some(2_000.0),
+            run: format!("round{round}"),
+            keep_ids: true,
+            ..SourceOptions::default()
+        };
+        let source = std::thread::spawn(move || source::run(options).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        engine.stop();
+        // Without its listener the source ends by itself.
+        let report = source.join().unwrap();
+        answered.extend(report.acknowledged_ids.iter().map(|n| report.id(*n)));
+        engine.launch();
+        engine.assert_conservation();
+    }
+    engine.wait_empty();
+    let received = sink.received();
+    assert!(answered.len() > 100, "only {} were answered", answered.len());
+    let lost = answered.iter().filter(|id| !received.contains_key(*id)).count();
+    let repeated = received.values().filter(|received| received.times > 1).count();
+    assert_eq!((lost, repeated), (0, 0), "of {}", answered.len());
+    assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
+}
+
+/// The handlers stand before the start is announced.
+#[test]
+fn term_right_after_the_start_ends_in_good_order() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    for _ in 0..10 {
+        engine.stop();
+        engine.launch();
+    }
 }

@@ -53,8 +53,8 @@ impl Arguments {
         if let Some(note) = engine.note() {
             eprintln!("ringpost: {note}");
         }
-        self.announce(&engine, admin_address);
-        control::run(engine, admin, self.config, token)
+        let announce = |engine: &Engine| self.announce(engine, admin_address);
+        control::run(engine, admin, self.config.clone(), token, announce)
             .map_err(|e| CliError::new(Exit::OsErr, e))?;
         Ok(Exit::Ok)
     }

@@ -57,7 +57,8 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Runs the control plane on this thread until the engine has ended.
+/// Runs the control plane on this thread until the engine has ended. `announce` is called when
+/// signals are caught: whoever has heard that the engine runs may end it in good order.
 ///
 /// # Errors
 /// The system gives no runtime or no signal handler.
@@ -66,8 +67,11 @@ pub fn run(
     admin: TcpListener,
     file: Option<PathBuf>,
     token: Token,
+    announce: impl FnOnce(&Engine),
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let signals = runtime.block_on(async { Signals::catch() })?;
+    announce(&engine);
     let control = Arc::new(Control {
         shared: engine.shared().clone(),
         backend: engine.backend(),
@@ -85,7 +89,6 @@ pub fn run(
         ended.send(()).unwrap_or_default();
     })?;
     runtime.block_on(async {
-        let signals = Signals::catch()?;
         let door = Door::new(tokio::net::TcpListener::from_std(admin)?);
         let app = api::router(control.clone());
         tokio::spawn(async move { axum::serve(door, app).await });
