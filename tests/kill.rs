@@ -54,10 +54,11 @@ fn what_was_answered_survives_kill_9() {
         engine.kill();
         let start = Instant::now();
         engine.launch();
+        let back = start.elapsed();
         engine.wait_log_count("Begin Logfile", round as usize + 2);
         engine.assert_conservation();
-        let found = engine.metric("ringpost_recipients_found_at_start_total");
-        eprintln!("round {round}: back after {:?}, found {found} recipients", start.elapsed());
+        let found = engine.metric("ringpost_recipients_accepted_total{source=\"found_at_start\"}");
+        eprintln!("round {round}: back after {back:?}, found {found} recipients");
     }
     std::thread::sleep(Duration::from_millis(200));
     progress.stop();

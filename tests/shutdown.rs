@@ -45,12 +45,13 @@ fn term_and_int_while_idle_end_at_once_with_exit_code_0() {
     let mut engine = engine(&peer);
     engine.send("a@a.test", &["b@b.test"]);
     engine.wait_empty();
+    // It does not read its 421, and is waited for a little.
     let idle = engine.client();
     for name in ["TERM", "INT"] {
         let start = Instant::now();
         engine.signal(name);
         assert_eq!(engine.wait_exit(), Some(0), "{name}: {}", engine.stderr());
-        assert!(start.elapsed() < Duration::from_secs(2), "{name}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "{name}: {:?}", start.elapsed());
         engine.launch();
     }
     drop(idle);

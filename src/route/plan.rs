@@ -160,6 +160,31 @@ impl Plan {
         tries_max: usize,
         now: Mono,
     ) -> Self {
+        let host = |address| registry.host(address, now);
+        Self::of(pattern, addresses, tries_max, host, |key| registry.group(key, now))
+    }
+
+    /// As [`Plan::new`], for a forecast alone: what is not known stays unknown to `registry`, and
+    /// no use of anything is noted. Turns taken from it are nobody's.
+    #[must_use]
+    pub fn preview(
+        registry: &Registry,
+        pattern: &str,
+        addresses: &[(SocketAddr, u16)],
+        tries_max: usize,
+        now: Mono,
+    ) -> Self {
+        let host = |address| registry.known_or_unknown_host(address, now);
+        Self::of(pattern, addresses, tries_max, host, |key| registry.known_group(key))
+    }
+
+    fn of(
+        pattern: &str,
+        addresses: &[(SocketAddr, u16)],
+        tries_max: usize,
+        host: impl Fn(SocketAddr) -> Arc<Host>,
+        group: impl Fn(GroupKey) -> Arc<Group>,
+    ) -> Self {
         let mut sorted = addresses.to_vec();
         // Stable: hosts of one priority keep the order of the row.
         sorted.sort_by_key(|(_, priority)| *priority);
@@ -167,7 +192,7 @@ impl Plan {
         let mut seen = HashSet::with_capacity(sorted.len());
         sorted.retain(|(address, _)| seen.insert(*address));
         sorted.truncate(limits::ROUTE_HOSTS_MAX);
-        let hosts = sorted.iter().map(|(address, _)| registry.host(*address, now)).collect();
+        let hosts = sorted.iter().map(|(address, _)| host(*address)).collect();
         let mut groups = Vec::new();
         let mut start = 0;
         for same in sorted.chunk_by(|a, b| a.1 == b.1) {
@@ -176,7 +201,7 @@ impl Plan {
             let key = GroupKey { pattern: pattern.into(), priority, hosts: addresses };
             let range = start..start + same.len();
             start = range.end;
-            groups.push(PlanGroup { priority, group: registry.group(key, now), range });
+            groups.push(PlanGroup { priority, group: group(key), range });
         }
         Self { groups, hosts, tries_max }
     }

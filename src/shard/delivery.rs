@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::destination::{Destination, Way, no_route};
+use super::early::Parked;
 use super::hot::Message;
 use super::pool::Served;
 use super::{Shard, Stopping};
@@ -89,6 +90,7 @@ impl Shard {
             }
             // route: a turn among the hosts that are up and not tried yet.
             Step::Route(mut delivery) => {
+                self.follow_route(&mut delivery);
                 let destination = delivery.destination.clone();
                 let plan = match &destination.way {
                     Way::Hosts(plan) => plan,
@@ -123,6 +125,14 @@ impl Shard {
                 Some((failure, dcid)) => self.defer(delivery, failure, dcid),
                 None => self.no_host_is_up(delivery),
             },
+        }
+    }
+
+    /// Under a new configuration the destination may have other hosts, none of them tried.
+    fn follow_route(&self, delivery: &mut Delivery) {
+        if delivery.destination.epoch != self.shared.config.load().epoch {
+            delivery.destination = self.destination(&delivery.destination.domain);
+            delivery.tried = HostSet::default();
         }
     }
 
@@ -280,7 +290,8 @@ impl Shard {
         delivery: Delivery,
     ) -> Option<(Delivery, Arc<Message>)> {
         let hot = self.hot.borrow().get(delivery.mid);
-        if let Some(message) = hot {
+        let known = hot.or_else(|| self.uncommitted.borrow().get(&delivery.mid).cloned());
+        if let Some(message) = known {
             return Some((delivery, message));
         }
         match self.read_back(delivery.handle).await {
@@ -341,7 +352,21 @@ impl Shard {
         }
         let Some(under_way) = all.remove(&handle) else { return };
         drop(all);
+        self.end_handle(handle, under_way);
+    }
+
+    /// All pieces of a handle have ended: what is left of it goes to the timers.
+    pub(super) fn end_handle(&self, handle: Handle, under_way: UnderWay) {
         let summary = self.queue.borrow().summary(handle);
+        if let Some(summary) = &summary
+            && !summary.recipients.is_empty()
+            && self.must_park(handle)
+        {
+            return self.park(summary.mid, Parked::Rest(handle, under_way));
+        }
+        let early = handle;
+        let handle = self.queue.borrow().current(early);
+        self.queue.borrow_mut().forget_early(early);
         let mut destinations = self.destinations.borrow_mut();
         if let Some(summary) = summary {
             let now = self.now();

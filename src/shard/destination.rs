@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Shard;
+use super::delivery::Step;
 use crate::config::Snapshot;
 use crate::mail::{Domain, Enhanced, Failure, Mono, Now};
 use crate::route::{Host, Permits, Plan, Target};
@@ -82,6 +83,19 @@ impl Shard {
         }
         self.resolved.borrow_mut().insert(domain.clone(), fresh.clone());
         fresh
+    }
+
+    /// After a reload: what waits for a host takes its turn anew, under the new routes.
+    pub(super) fn follow_configuration(self: &Rc<Self>) {
+        let epoch = self.shared.config.load().epoch;
+        if self.epoch_seen.replace(epoch) == epoch {
+            return;
+        }
+        for delivery in self.drain_all_lanes() {
+            self.go_on(Step::Route(delivery));
+        }
+        self.destinations.borrow_mut().poke_all();
+        self.feed_bell.ring();
     }
 
     fn resolve(&self, domain: &Domain, config: &Snapshot, now: Now) -> Destination {

@@ -17,7 +17,7 @@ use super::connection::{Connection, Happened};
 use super::hot::Message;
 use super::io::{self, Gather, Listener, Socket};
 use super::{Shard, Stopping};
-use crate::config::ListenerSettings;
+use crate::config::{CommitMode, ListenerSettings};
 use crate::mail::{Body, Icid, Mailbox, Mid, Now, Rid};
 use crate::queue::{Full, NewMessage};
 use crate::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session, Transaction};
@@ -211,15 +211,22 @@ impl<'a> Client<'a> {
             cause: None,
             body: body.clone(),
         };
-        let appended = self.shard.queue.borrow_mut().append(new);
+        let envelope = transaction.envelope;
+        let message = Arc::new(Message { envelope, body, received: Some(now.mono) });
+        let early = self.shard.config().commit == CommitMode::DeliverOrSync;
+        let appended = if early {
+            self.shard.take_early(new, &message, now)
+        } else {
+            self.shard.queue.borrow_mut().append(new)
+        };
         match appended {
             Ok(ticket) => {
-                let envelope = transaction.envelope;
-                let message = Arc::new(Message { envelope, body, received: Some(now.mono) });
                 let (verdict, bell) = (self.verdict.clone(), connection.bell().clone());
-                let waiter = Waiter::Client { mid, message, verdict, bell };
+                let waiter = Waiter::Client { mid, message, early, verdict, bell };
                 self.shard.waiters.borrow_mut().insert(ticket, waiter);
-                self.shard.commit_bell.ring();
+                if !early {
+                    self.shard.commit_bell.ring();
+                }
                 self.awaited = Some(mid);
             }
             Err(full) => {

@@ -164,7 +164,7 @@ impl Engine {
 
     /// The bodies of the log's lines, without date and level.
     pub fn log_lines(&self) -> Vec<String> {
-        let body = |line: &str| line.splitn(2, ": ").nth(1).unwrap_or(line).to_owned();
+        let body = |line: &str| line.split_once(": ").map_or(line, |(_, body)| body).to_owned();
         self.log().lines().map(body).collect()
     }
 
@@ -288,8 +288,8 @@ impl Drop for Engine {
             self.assert_conservation();
             child = self.child.take().unwrap();
         }
-        let _ = child.kill();
-        let _ = child.wait();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 

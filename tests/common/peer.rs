@@ -125,13 +125,13 @@ impl Conversation {
     /// Sends bytes as they are.
     pub fn raw(&mut self, bytes: &[u8]) {
         // The client may be gone; the script goes on and meets its end at the next read.
-        let _ = self.reader.get_mut().write_all(bytes);
+        self.reader.get_mut().write_all(bytes).unwrap_or_default();
     }
 
     /// One line without its end; empty when the client is gone.
     pub fn line(&mut self) -> String {
         let mut line = Vec::new();
-        let _ = self.reader.read_until(b'\n', &mut line);
+        self.reader.read_until(b'\n', &mut line).unwrap_or_default();
         String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
@@ -277,8 +277,8 @@ impl Conversation {
     /// Closes with a reset instead of an orderly end.
     pub fn reset(self_: &mut Self) {
         let socket = socket2::SockRef::from(self_.reader.get_ref());
-        let _ = socket.set_linger(Some(Duration::ZERO));
-        let _ = self_.reader.get_ref().shutdown(std::net::Shutdown::Both);
+        socket.set_linger(Some(Duration::ZERO)).unwrap_or_default();
+        self_.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap_or_default();
     }
 }
 
