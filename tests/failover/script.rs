@@ -1,6 +1,7 @@
 //! Next hops that misbehave at one step of the dialogue and are sound otherwise.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::common::Conversation;
 use crate::common::peer::Message;
@@ -132,7 +133,14 @@ fn body(peer: &mut Conversation, script: &Script, progress: &mut Progress) -> bo
     let act = script("BODY");
     if !is_good(&act) {
         peer.line();
-        return say(peer, act, "");
+        if let Act::Say(garbage) = act {
+            peer.say(garbage);
+        } else if matches!(act, Act::Drop) {
+            return false;
+        }
+        // It reads no more of the message: the write stands still.
+        peer.pause(Duration::from_secs(4));
+        return false;
     }
     let Some(data) = peer.body() else { return false };
     let act = script(".");
