@@ -3,7 +3,7 @@
 //!
 //! Everything is on 127.0.0.0/8 with free ports. An engine is stopped by its own pid; when a test
 //! ends, the conservation sum is read from `/metrics` and must balance.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part of it")]
 
 pub mod client;
 pub mod peer;

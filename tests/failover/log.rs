@@ -2,7 +2,7 @@
 
 /// The lines of the message for `domain`, from `queued for delivery` on: `M` is its MID, `R` that
 /// of a report on it, `D0`, `D1` its connections as they come, `H0`, `H1` its hosts by `ports`.
-pub fn of_domain(lines: &[String], domain: &str, ports: &[u16]) -> Vec<String> {
+pub(crate) fn of_domain(lines: &[String], domain: &str, ports: &[u16]) -> Vec<String> {
     let to = format!("@{domain}>");
     let first = lines.iter().find(|line| line.contains(" To: <") && line.ends_with(&to));
     let mid = first.and_then(|line| line.split(' ').nth(1)).expect("the message was taken");
@@ -60,7 +60,7 @@ fn normal(words: &[&str], mid: &str, dcids: &mut Vec<String>, ports: &[u16]) -> 
 }
 
 /// Each connection that stood begins with its first line and is closed, once, by its last.
-pub fn assert_connections_close(lines: &[String]) {
+pub(crate) fn assert_connections_close(lines: &[String]) {
     for open in lines.iter().filter_map(|line| line.strip_prefix("New SMTP DCID ")) {
         let dcid = open.split(' ').next().unwrap();
         let of_dcid = |line: &&String| {
