@@ -65,8 +65,7 @@ fn a_slow_host_takes_fewer_and_delays_none() {
         let (fast, spare) = (Peer::good(), Peer::good());
         let places = [slow.host(0), fast.host(0), spare.host(10)].join(", ");
         let tables = "[destination.default]\nmax_connections = 4\n";
-        let setup = Setup::new(io, format!("turns.test {places}\n")).tables(tables);
-        let mut setup = setup;
+        let mut setup = Setup::new(io, format!("turns.test {places}\n")).tables(tables);
         setup.top = setup.top.replace("shards = 2", "shards = 1");
         let engine = Engine::start(&setup);
         send_many(&engine, 4, MESSAGES);

@@ -214,3 +214,59 @@ fn too_many_connections_do_not_slow_those_that_work() {
         assert!((1..=6).contains(&refused), "the ceiling is lowered: {refused} turned away");
     }
 }
+
+/// A port that takes no connection and refuses none: its backlog is full.
+struct BlackHole {
+    listener: std::net::TcpListener,
+    _waiting: Vec<std::net::TcpStream>,
+}
+
+impl BlackHole {
+    fn new() -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let listener = std::net::TcpListener::from(socket);
+        let address = listener.local_addr().unwrap();
+        let wait = Duration::from_millis(200);
+        let mut waiting = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, wait) {
+            waiting.push(stream);
+            assert!(waiting.len() < 100, "the backlog does not fill");
+        }
+        Self { listener, _waiting: waiting }
+    }
+}
+
+/// After two seconds without an answer other hosts take the mail, while the connect runs on and
+/// decides the host's health.
+#[test]
+fn a_connect_without_an_answer_holds_mail_for_two_seconds() {
+    for io in io_modes() {
+        let hole = BlackHole::new();
+        let address = hole.listener.local_addr().unwrap();
+        let good = Peer::good();
+        let routes = format!("slow.test {address}/pri=0, {}\n", good.host(10));
+        let tables = format!("{SLOW_RETRY}[timeouts]\nconnect = \"5s\"\n");
+        let mut setup = Setup::new(io, routes).tables(&tables);
+        setup.top = setup.top.replace("shards = 2", "shards = 1");
+        let engine = Engine::start(&setup);
+        let begun = Instant::now();
+        for _ in 0..5 {
+            engine.send("s@slow.test", &["a@slow.test"]);
+        }
+        engine.wait("the next host", || good.messages().len() == 5);
+        let took = begun.elapsed();
+        assert!(took >= Duration::from_millis(1_900), "io = {io}: {took:?}");
+        assert!(took < Duration::from_secs(4), "io = {io}: {took:?}");
+        // New mail does not wait for it.
+        let begun = Instant::now();
+        engine.send("s@slow.test", &["a@slow.test"]);
+        engine.wait("the sixth", || good.messages().len() == 6);
+        assert!(begun.elapsed() < Duration::from_secs(1), "io = {io}: {:?}", begun.elapsed());
+        assert_eq!(count(&engine, "Connection Error"), 0, "the connect runs on");
+        engine.wait_log("details: timeout interface: 0.0.0.0 reason: connection timed out");
+        assert_eq!(count(&engine, "Delayed:"), 0);
+    }
+}

@@ -18,7 +18,7 @@ use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
 use crate::queue::{RecipientSummary, State, Summary};
-use crate::route::{Choice, HostSet};
+use crate::route::{Choice, Host, HostSet};
 use crate::schedule::settings::BounceProfile;
 use crate::schedule::{DestinationId, Sign, retry};
 
@@ -264,23 +264,24 @@ impl Shard {
 
     /// Puts a delivery into the lane of the host whose turn it took. `bound`: the lane is full
     /// and the turn must not be lost; the destination then feeds no more until there is room.
-    pub(super) fn enter_lane(
-        self: &Rc<Self>,
-        delivery: Delivery,
-        host: &Arc<crate::route::Host>,
-        bound: bool,
-    ) {
+    pub(super) fn enter_lane(self: &Rc<Self>, delivery: Delivery, host: &Arc<Host>, bound: bool) {
         let served = self.lane(&delivery.destination, host);
-        let id = self.under_way.borrow().get(&delivery.handle).map(|under_way| under_way.id);
+        let id = self.id_of(delivery.handle);
         let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
         pieces.into_iter().for_each(|piece| lane.push_bound(piece));
         if let (true, Some(id)) = (bound, id) {
             lane.block(id);
+            self.holds_up(&served);
             self.destinations.borrow_mut().pause(id);
         }
         drop(lane);
         self.serve(&served);
+    }
+
+    /// The destination of a handle that is under way.
+    pub(super) fn id_of(&self, handle: Handle) -> Option<DestinationId> {
+        self.under_way.borrow().get(&handle).map(|under_way| under_way.id)
     }
 
     /// The recipients as the session needs them.
@@ -406,6 +407,14 @@ impl Delivery {
     pub(super) fn host_failed(&mut self, failure: Failure, dcid: Dcid) {
         self.tried.insert(self.host);
         self.last = Some((failure, dcid));
+    }
+
+    /// Its index of `host`, if that is an untried one of the priority of its present host.
+    pub(super) fn equal_host(&self, host: &Host) -> Option<usize> {
+        let plan = self.destination.plan()?;
+        let index = plan.hosts().iter().position(|known| known.address() == host.address())?;
+        let is_equal = plan.priority(index) == plan.priority(self.host);
+        (is_equal && !self.tried.contains(index)).then_some(index)
     }
 
     /// Its recipients out of the message's envelope.

@@ -70,6 +70,8 @@ impl Served {
 #[derive(Default)]
 pub(super) struct Pool {
     lanes: HashMap<PoolKey, Rc<Served>>,
+    /// Lanes that hold up a destination, or did a moment ago.
+    over_full: Vec<Rc<Served>>,
 }
 
 /// The permits of one connection.
@@ -267,6 +269,33 @@ impl Shard {
             if waits && served.host.check_silence(served.asked.get(), now) {
                 self.yield_lane(&served);
             }
+        }
+    }
+
+    /// A delivery waits for room in this lane, and its destination with it.
+    pub(super) fn holds_up(&self, served: &Rc<Served>) {
+        let over_full = &mut self.pool.borrow_mut().over_full;
+        if !over_full.iter().any(|known| Rc::ptr_eq(known, served)) {
+            over_full.push(served.clone());
+        }
+    }
+
+    /// This lane has run empty: a turn for a full one of the same group is passed over to it.
+    pub(super) fn relieve_full_lanes(self: &Rc<Self>, empty: &Rc<Served>) {
+        let mut pool = self.pool.borrow_mut();
+        if pool.over_full.is_empty() {
+            return;
+        }
+        pool.over_full.retain(|served| served.lane.borrow().holds_up());
+        let full = pool.over_full.clone();
+        drop(pool);
+        for served in full {
+            let of = |d: &Delivery| d.equal_host(&empty.host).and_then(|_| self.id_of(d.handle));
+            let Some((mut delivery, id)) = served.lane.borrow_mut().relieve(of) else { continue };
+            delivery.host = delivery.equal_host(&empty.host).unwrap_or(delivery.host);
+            empty.lane.borrow_mut().push_bound(delivery);
+            self.serve(empty);
+            self.poke(vec![id]);
         }
     }
 

@@ -403,8 +403,12 @@ impl<'a> Dialogue<'a> {
         let mut lane = self.served.lane.borrow_mut();
         skipped.into_iter().rev().for_each(|delivery| lane.give_back(delivery));
         let unblocked = lane.unblocked();
+        let has_run_empty = found.is_some() && lane.is_empty();
         drop(lane);
         self.shard.poke(unblocked);
+        if has_run_empty {
+            self.shard.relieve_full_lanes(self.served);
+        }
         found
     }
 

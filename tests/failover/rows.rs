@@ -3,19 +3,21 @@
 use crate::script::{Act, Script, always, at_most, each, first, good, once};
 
 /// One message to a domain of its own.
-pub struct Row {
+pub(crate) struct Row {
     /// Names the domain.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// One per priority; `None`: nobody listens.
-    pub hosts: Vec<Option<Script>>,
-    pub sender: &'static str,
-    pub recipients: usize,
+    pub(crate) hosts: Vec<Option<Script>>,
+    pub(crate) sender: &'static str,
+    pub(crate) recipients: usize,
     /// What the log says, from `queued for delivery` on.
-    pub log: Vec<String>,
+    pub(crate) log: Vec<String>,
     /// Two connections, or a report, run beside each other.
-    pub unordered: bool,
+    pub(crate) unordered: bool,
+    /// About the size of the message.
+    pub(crate) octets: usize,
     /// Messages that each host took.
-    pub taken: Vec<usize>,
+    pub(crate) taken: Vec<usize>,
 }
 
 const SILENT: &str = "timeout";
@@ -39,7 +41,16 @@ fn row(name: &'static str, hosts: Vec<Option<Script>>, log: Vec<Vec<String>>) ->
             log.iter().filter(done).count()
         })
         .collect();
-    Row { name, hosts, sender: "s@back.test", recipients: 1, log, unordered: false, taken }
+    Row {
+        name,
+        hosts,
+        sender: "s@back.test",
+        recipients: 1,
+        log,
+        unordered: false,
+        octets: 0,
+        taken,
+    }
 }
 
 fn open(dcid: usize, host: usize) -> Vec<String> {
@@ -97,7 +108,7 @@ fn next_host(name: &'static str, script: Script, details: &str, reason: &str) ->
 }
 
 /// Connect, greeting, EHLO.
-pub fn connections() -> Vec<Row> {
+pub(crate) fn connections() -> Vec<Row> {
     use Act::{Drop, Hang, Say};
     let gone = "GONE";
     let refused = error(0, "refused", 0, "Connection refused", NETWORK);
@@ -139,7 +150,7 @@ pub fn connections() -> Vec<Row> {
 const GARBAGE: &str = "reply without a code";
 
 /// 4yz to MAIL, RCPT, DATA and the final dot: the next host now; none left: later.
-pub fn temporary() -> Vec<Row> {
+pub(crate) fn temporary() -> Vec<Row> {
     let names = [
         ["mailnext", "rcptnext", "datanext", "dotnext"],
         ["mailnext421", "rcptnext421", "datanext421", "dotnext421"],
@@ -194,7 +205,7 @@ pub fn temporary() -> Vec<Row> {
 }
 
 /// 5yz of mail or recipient bounces at once; 5yz that speaks of the dialogue is asked once more.
-pub fn permanent() -> Vec<Row> {
+pub(crate) fn permanent() -> Vec<Row> {
     let mut rows = Vec::new();
     let begun = |dcid, host| [open(dcid, host), start(dcid, "0")].concat();
     let names = ["mail5", "rcpt5", "data5", "dot5"];
@@ -239,7 +250,7 @@ pub fn permanent() -> Vec<Row> {
 }
 
 /// Drop, silence and garbage: before the final dot the next host now, behind it `uncertain`.
-pub fn broken() -> Vec<Row> {
+pub(crate) fn broken() -> Vec<Row> {
     let names = [
         ["maildrop", "rcptdrop", "datadrop", "bodydrop"],
         ["mailsilent", "rcptsilent", "datasilent", "bodysilent"],
@@ -248,14 +259,13 @@ pub fn broken() -> Vec<Row> {
     let mut rows = Vec::new();
     for (how, names) in [Act::Drop, Act::Hang, Act::Say("what?")].into_iter().zip(names) {
         for (step, name) in ["MAIL", "RCPT", "DATA", "BODY"].into_iter().zip(names) {
-            if step == "BODY" {
-                // A small body leaves with its dot: see the large one.
-                continue;
-            }
             let (details, reason) = signs(&how);
             let broke = error(0, name, 0, details, reason);
             let log = vec![open(0, 0), start(0, "0"), broke, delivered(1, 1)];
-            rows.push(row(name, vec![Some(always(step, how.clone())), Some(good())], log));
+            let mut row = row(name, vec![Some(always(step, how.clone())), Some(good())], log);
+            // A small body leaves together with its dot.
+            row.octets = if step == "BODY" { 20 << 20 } else { 0 };
+            rows.push(row);
         }
     }
     rows.extend(lost("dotdrop", Act::Drop));
@@ -291,7 +301,7 @@ fn lost(name: &'static str, how: Act) -> Vec<Row> {
 }
 
 /// As `broken` behind the final dot, with `possible_delivery = "delivered"`.
-pub fn possibly_delivered() -> Vec<Row> {
+pub(crate) fn possibly_delivered() -> Vec<Row> {
     let names = ["dotdrop", "dotsilent", "dotgarbage"];
     let hows = [Act::Drop, Act::Hang, Act::Say("what?")];
     let row = |(name, how): (&'static str, Act)| {
@@ -307,7 +317,7 @@ pub fn possibly_delivered() -> Vec<Row> {
 }
 
 /// Several recipients.
-pub fn recipients() -> Vec<Row> {
+pub(crate) fn recipients() -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, reply) in [("too452", "452 4.5.3 too many"), ("too552", "552 5.5.3 too many")] {
         let taken = [start(0, "0, 1, 2"), done(0, "0, 1")].concat();

@@ -1,13 +1,14 @@
 //! Next hops that misbehave at one step of the dialogue and are sound otherwise.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::common::Conversation;
 use crate::common::peer::Message;
 
 /// What a peer does at a step.
 #[derive(Clone, Debug)]
-pub enum Act {
+pub(crate) enum Act {
     /// What a sound host says.
     Good,
     /// This line; after 421 the connection is closed.
@@ -20,20 +21,20 @@ pub enum Act {
 
 /// Decides by step: `GREETING`, `BODY` after the first line of the message, `.` for the final
 /// dot, or the command line.
-pub type Script = Box<dyn Fn(&str) -> Act + Send + Sync>;
+pub(crate) type Script = Box<dyn Fn(&str) -> Act + Send + Sync>;
 
 /// Takes everything.
-pub fn good() -> Script {
+pub(crate) fn good() -> Script {
     Box::new(|_| Act::Good)
 }
 
 /// Does `act` at every step that begins with `step`.
-pub fn always(step: &'static str, act: Act) -> Script {
+pub(crate) fn always(step: &'static str, act: Act) -> Script {
     Box::new(move |line| if line.starts_with(step) { act.clone() } else { Act::Good })
 }
 
 /// Does `act` the first `times` times.
-pub fn first(times: usize, step: &'static str, act: Act) -> Script {
+pub(crate) fn first(times: usize, step: &'static str, act: Act) -> Script {
     let seen = AtomicUsize::new(0);
     Box::new(move |line| {
         let hit = line.starts_with(step) && seen.fetch_add(1, Ordering::SeqCst) < times;
@@ -42,12 +43,12 @@ pub fn first(times: usize, step: &'static str, act: Act) -> Script {
 }
 
 /// Does `act` once.
-pub fn once(step: &'static str, act: Act) -> Script {
+pub(crate) fn once(step: &'static str, act: Act) -> Script {
     first(1, step, act)
 }
 
 /// Says to each step that contains a text what belongs to it.
-pub fn each(replies: &'static [(&'static str, &'static str)]) -> Script {
+pub(crate) fn each(replies: &'static [(&'static str, &'static str)]) -> Script {
     Box::new(|line| {
         let found = replies.iter().find(|(text, _)| line.contains(text));
         found.map_or(Act::Good, |(_, reply)| Act::Say(reply))
@@ -55,7 +56,7 @@ pub fn each(replies: &'static [(&'static str, &'static str)]) -> Script {
 }
 
 /// Takes `most` recipients in one transaction and answers `reply` to the others.
-pub fn at_most(most: usize, reply: &'static str) -> Script {
+pub(crate) fn at_most(most: usize, reply: &'static str) -> Script {
     let taken = AtomicUsize::new(0);
     Box::new(move |line| {
         if line.starts_with("MAIL") {
@@ -74,7 +75,7 @@ struct Progress {
 }
 
 /// Plays one connection by `script`.
-pub fn play(peer: &mut Conversation, script: &Script) {
+pub(crate) fn play(peer: &mut Conversation, script: &Script) {
     if !say(peer, script("GREETING"), "220 peer.test ESMTP") {
         return;
     }
@@ -132,7 +133,14 @@ fn body(peer: &mut Conversation, script: &Script, progress: &mut Progress) -> bo
     let act = script("BODY");
     if !is_good(&act) {
         peer.line();
-        return say(peer, act, "");
+        if let Act::Say(garbage) = act {
+            peer.say(garbage);
+        } else if matches!(act, Act::Drop) {
+            return false;
+        }
+        // It reads no more of the message: the write stands still.
+        peer.pause(Duration::from_secs(4));
+        return false;
     }
     let Some(data) = peer.body() else { return false };
     let act = script(".");
