@@ -166,6 +166,8 @@ impl<'a> Dialogue<'a> {
             ehlo_name: destination.ehlo_name.clone(),
             timeouts: shard.config().timeouts,
             messages_max: destination.controls.messages_per_connection_max,
+            train: client::TrainPolicy::Off,
+            plain: false,
         };
         let session = client::Session::new(settings, shard.now());
         Self {
@@ -428,6 +430,7 @@ fn piece(chunk: Chunk) -> Piece {
     match chunk {
         Chunk::Static(bytes) => Piece::Static(bytes),
         Chunk::Bytes(bytes) => Piece::Bytes(bytes),
+        Chunk::Commands { buffer, range } => Piece::Commands(buffer, range),
         Chunk::Body { body, range } => Piece::Body(body, range),
     }
 }
