@@ -497,8 +497,8 @@ impl Flight {
         if believed && self.is_over() {
             self.conclude();
         } else if self.is_past_end() || garbled && self.is_body_begun() {
-            if believed {
-                // A refusal of some recipients stands.
+            if believed || self.has_354 {
+                // A refusal of some recipients was in its place.
                 self.lose_open(&RecipientOutcome::Uncertain { failure: failure() });
             } else {
                 self.settle_open(|| RecipientOutcome::Uncertain { failure: failure() });

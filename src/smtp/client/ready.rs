@@ -204,13 +204,11 @@ impl Ready {
         };
         let before = &self.flights[last];
         let room = u32::try_from(self.in_flight).is_ok_and(|n| n < self.pace.window());
-        let enough =
-            link.settings.messages_max != 0 && self.begun >= link.settings.messages_max;
+        let enough = link.settings.messages_max != 0 && self.begun >= link.settings.messages_max;
         if !room || enough || self.leaving || !self.doubtful.is_empty() {
             return None;
         }
-        let octets: usize =
-            self.flights.iter().take(self.in_flight + 1).map(Flight::octets).sum();
+        let octets: usize = self.flights.iter().take(self.in_flight + 1).map(Flight::octets).sum();
         match way {
             Way::Plain => None,
             Way::Data => (before.way() == way && before.may_be_followed()).then_some(way),
@@ -306,12 +304,7 @@ impl Ready {
     }
 
     /// Lets go of the transactions whose fate is sure. `read_empty`: no more replies have come.
-    pub(super) fn go_on(
-        mut self: Box<Self>,
-        read_empty: bool,
-        link: &mut Link,
-        now: Now,
-    ) -> State {
+    pub(super) fn go_on(mut self: Box<Self>, read_empty: bool, link: &mut Link, now: Now) -> State {
         let mut reset = None;
         while self.in_flight > 0 {
             let fate = self.fate(read_empty, link);
@@ -361,7 +354,11 @@ impl Ready {
                 if sure { Fate::Final } else { Fate::Open }
             }
             Way::Bdat if !self.doubtful.is_empty() => {
-                if first.has_refusals() { Fate::Doubtful } else { Fate::Final }
+                if first.has_refusals() {
+                    Fate::Doubtful
+                } else {
+                    Fate::Final
+                }
             }
             Way::Bdat if first.is_accepted() => Fate::Final,
             Way::Bdat => match next.map(Flight::mail) {
@@ -437,11 +434,15 @@ impl Ready {
             ConnectionCause::Garbage(_) | ConnectionCause::Timeout => false,
         };
         let way = self.flights[at].way();
-        let missing = believed || failure.cause == ConnectionCause::Timeout && link.writing;
-        if !missing && (way != Way::Plain || self.pace.asks_for_marks()) {
+        let in_train = self.in_flight > 1 || way == Way::Bdat || self.flights[0].is_over();
+        let out_of_place = match &failure.cause {
+            ConnectionCause::Garbage(_) => way != Way::Plain || self.pace.asks_for_marks(),
+            ConnectionCause::Timeout => in_train && !link.writing,
+            ConnectionCause::Network(_) | ConnectionCause::Reply(_) => false,
+        };
+        if out_of_place {
             self.pace.speak_plainly();
         }
-        let in_train = self.in_flight > 1 || way == Way::Bdat || self.flights[0].is_over();
         let in_doubt = !self.doubtful.is_empty();
         for flight in self.flights.iter_mut().take(self.in_flight) {
             if !in_train {
