@@ -18,7 +18,8 @@ use super::net::IpNet;
 use super::problem::{Report, Source, nearest, quote};
 use super::section::Section;
 use super::snapshot::{
-    AdminSettings, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode, ListenerSettings, Snapshot,
+    AdminSettings, CommitMode, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode,
+    ListenerSettings, Snapshot,
 };
 use super::tuning::{self, Tuning};
 use super::value::{
@@ -73,7 +74,6 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
     let routes = smtproutes::configured(place, &mut top);
     let listeners = listeners(&mut top, &hostname, &bounce_profiles);
     let admin = admin(place, top.section("admin"), &queue.spool, &listeners);
-    top.get("commit", choice(&[("sync", ())], &["deliver-or-sync"]));
     top.later("user");
     top.later("group");
     top.later("auth");
@@ -83,6 +83,7 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
         epoch: 1,
         shards: usize::try_from(shards).expect("a small limit"),
         io: top.get("io", choice(&IO_MODES, &[])).unwrap_or_default(),
+        commit: top.get("commit", choice(&COMMIT_MODES, &[])).unwrap_or_default(),
         possible_delivery: top
             .get("possible_delivery", choice(&POSSIBLE_DELIVERY, &[]))
             .unwrap_or_default(),
@@ -112,6 +113,10 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
 /// Words of `io`.
 pub(super) const IO_MODES: [(&str, IoMode); 3] =
     [("auto", IoMode::Auto), ("ring", IoMode::Ring), ("epoll", IoMode::Epoll)];
+
+/// Words of `commit`.
+pub(super) const COMMIT_MODES: [(&str, CommitMode); 2] =
+    [("deliver-or-sync", CommitMode::DeliverOrSync), ("sync", CommitMode::Sync)];
 
 /// Words of `possible_delivery`.
 pub(super) const POSSIBLE_DELIVERY: [(&str, PossibleDelivery); 2] =
@@ -310,7 +315,8 @@ fn admin(
 ) -> AdminSettings {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8025));
     let address = section.get("address", socket_address).unwrap_or(default);
-    if listeners.iter().any(|listener| listener.address == address) {
+    let taken = listeners.iter().any(|listener| listener.address == address);
+    if taken && address.port() != 0 {
         let what = refuse(format_args!("{address} is taken by a listener"), "one of its own");
         section.refuse_key("address", &what);
     }

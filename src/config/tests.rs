@@ -77,7 +77,6 @@ fn unknown_keys_name_the_nearest_of_their_section() {
 fn what_does_not_exist_yet_says_so() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:25\"\n";
     for text in [
-        "commit = \"deliver-or-sync\"",
         "user = \"mail\"",
         "group = \"mail\"",
         "[auth.partner]\nusername = \"u\"",

@@ -83,7 +83,8 @@ impl Queue {
             listener,
         });
         let message_slot = gather.commit.push(&slot, place);
-        gather.commit.messages.push(Placed { ticket: pending.ticket, message_slot });
+        let (ticket, early) = (pending.ticket, pending.early);
+        gather.commit.messages.push(Placed { ticket, message_slot, early });
     }
 
     fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
@@ -117,7 +118,11 @@ impl Queue {
             };
             gather.at += record.len() as u64;
             let slot = gather.commit.push(&Slot::Entry(entry), place);
-            let word = format::StateWord::READY.encode(place, slot).to_le_bytes();
+            let word = match pending.early {
+                Some(key) => self.early_word(key, i),
+                None => format::StateWord::READY,
+            };
+            let word = word.encode(place, slot).to_le_bytes();
             if let Some(stored) = gather.commit.slots.last_mut() {
                 stored[120..].copy_from_slice(&word);
             }

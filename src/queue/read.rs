@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::early::is_early;
 use super::format::{
     self, ExtentPlace, HeadTexts, MessageSlot, RecipientTexts, SegmentId, Slot, State, flags,
 };
@@ -136,6 +137,10 @@ impl Queue {
     /// What is known of a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn summary(&self, handle: Handle) -> Option<Summary> {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_summary(handle);
+        }
         let record = self.index.get(handle)?;
         let segment = &self.segments[usize::from(record.segment)];
         let Ok(Slot::Message(message)) = segment.slot(record.message_slot) else { return None };
@@ -184,6 +189,7 @@ impl Queue {
     /// What to read for a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn read_plan(&self, handle: Handle) -> Option<ReadPlan> {
+        let handle = self.current(handle);
         let record = self.index.get(handle)?;
         let (message, records) = self.layout(record)?;
         let segment = &self.segments[usize::from(record.segment)];
@@ -223,6 +229,7 @@ impl Queue {
     /// See [`Damaged`].
     pub fn parse(&mut self, handle: Handle, octets: Vec<u8>) -> Result<StoredMessage, Damaged> {
         let gone = Damaged { held: Vec::new(), what: "no longer queued" };
+        let handle = self.current(handle);
         let record = self.index.get(handle).ok_or(gone)?;
         match self.parse_record(record, octets) {
             Ok((mut message, bad)) => {

@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Shard;
+use super::delivery::Step;
 use crate::config::Snapshot;
-use crate::mail::{Domain, Enhanced, Failure, Now};
-use crate::route::{Permits, Plan, Target};
+use crate::mail::{Domain, Enhanced, Failure, Mono, Now};
+use crate::route::{Host, Permits, Plan, Target};
 use crate::schedule::Gate;
 use crate::schedule::settings::DestinationControls;
 
@@ -45,6 +46,16 @@ impl Destination {
         }
     }
 
+    /// True when each of its hosts is down or has refused since the last success: the gate is
+    /// down then. A host that refuses greeting or EHLO is down, and comes up by its probe.
+    pub(super) fn has_no_host(&self, now: Mono) -> bool {
+        self.plan().is_some_and(|plan| {
+            let lost =
+                |(i, host): (usize, &Arc<Host>)| self.gate.has_refused(i) || host.is_down(now);
+            plan.hosts().iter().enumerate().all(lost)
+        })
+    }
+
     /// The source address of its connections.
     pub(super) fn source(&self) -> Option<IpAddr> {
         self.controls.interface
@@ -72,6 +83,19 @@ impl Shard {
         }
         self.resolved.borrow_mut().insert(domain.clone(), fresh.clone());
         fresh
+    }
+
+    /// After a reload: what waits for a host takes its turn anew, under the new routes.
+    pub(super) fn follow_configuration(self: &Rc<Self>) {
+        let epoch = self.shared.config.load().epoch;
+        if self.epoch_seen.replace(epoch) == epoch {
+            return;
+        }
+        for delivery in self.drain_all_lanes() {
+            self.go_on(Step::Route(delivery));
+        }
+        self.destinations.borrow_mut().poke_all();
+        self.feed_bell.ring();
     }
 
     fn resolve(&self, domain: &Domain, config: &Snapshot, now: Now) -> Destination {

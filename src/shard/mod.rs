@@ -16,6 +16,7 @@
 //! | `failover` | settle: what a failed connection does |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
+//! | `early` | deliver-or-sync: between the final dot and the commit |
 //! | `hot`, `connection`, `log`, `shared`, `engine` | bytes in memory; a socket under a task; the log's writer; what shards share; threads |
 //!
 //! Shared between shards are only the members of [`Shared`]: the configuration snapshot, cursors
@@ -29,6 +30,7 @@ mod commit;
 pub mod connection;
 mod delivery;
 mod destination;
+mod early;
 pub mod engine;
 mod failover;
 mod hot;
@@ -48,7 +50,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::config::Snapshot;
-use crate::mail::{Dcid, Domain, Handle, Now, ShardId};
+use crate::mail::{Dcid, Domain, Handle, Mid, Now, ShardId};
 use crate::queue::{FileMedium, Queue, SegmentId};
 use crate::schedule::Destinations;
 use crate::telemetry::{Counters, Latencies, MailLog};
@@ -57,7 +59,8 @@ use commit::Waiter;
 use connection::Bell;
 use delivery::UnderWay;
 use destination::Destination;
-use hot::Hot;
+use early::Parked;
+use hot::{Hot, Message};
 use io::{Backend, File, Files};
 use pool::Pool;
 
@@ -69,13 +72,18 @@ pub struct Shard {
     id: ShardId,
     backend: Backend,
     shared: Arc<Shared>,
-    /// A copy of the configuration in force, looked at ten times a second and when the doorbell rings: a
-    /// reference count that all shards write per message would be a meeting point.
+    /// A copy of the configuration in force, looked at ten times a second and when the doorbell
+    /// rings: a reference count that all shards write per message would be a meeting point.
     snapshot: RefCell<Rc<Snapshot>>,
     files: Files,
     medium: Arc<FileMedium>,
     queue: RefCell<Queue>,
     segment_files: RefCell<HashMap<SegmentId, File>>,
+    /// Messages that are not on disk yet, and pieces of their deliveries that wait for that.
+    uncommitted: RefCell<HashMap<Mid, Arc<Message>>>,
+    parked: RefCell<HashMap<Mid, Vec<Parked>>>,
+    /// The usual time from the final dot to the next hop's acceptance, in microseconds.
+    usual_delivery_us: Cell<u64>,
     /// Who waits for a commit.
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
@@ -87,12 +95,16 @@ pub struct Shard {
     pool: RefCell<Pool>,
     mail_log: RefCell<MailLog>,
     latencies: RefCell<Latencies>,
+    commit_latencies: RefCell<Latencies>,
+    /// The configuration that lanes and lists were last fed under.
+    epoch_seen: Cell<u64>,
     /// Bells of all connections, for the sweep of deadlines.
     bells: RefCell<Vec<Weak<Bell>>>,
     /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
     commit_bell: Bell,
     feed_bell: Bell,
     log_bell: Bell,
+    hold_bell: Bell,
     clients: Cell<usize>,
     sessions: Cell<usize>,
     takes_mail: Cell<bool>,

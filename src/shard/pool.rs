@@ -275,6 +275,12 @@ impl Shard {
         served.lane.borrow_mut().drain().into()
     }
 
+    /// The deliveries of all lanes.
+    pub(super) fn drain_all_lanes(&self) -> Vec<Delivery> {
+        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        lanes.iter().flat_map(|served| self.drain_lane(served)).collect()
+    }
+
     /// Lanes that nobody uses are forgotten.
     pub(super) fn forget_unused_lanes(&self) {
         self.pool.borrow_mut().lanes.retain(|_, served| {

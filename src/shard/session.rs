@@ -17,7 +17,7 @@ use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
 use super::pool::{Held, Served};
 use super::{Shard, Stopping};
-use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, Stage};
+use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
 use crate::route::Probe;
 use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, Transaction};
 
@@ -146,6 +146,8 @@ struct Dialogue<'a> {
     key: u64,
     /// Set while the reply to a final dot is awaited.
     past_dot: Cell<bool>,
+    /// Of the body under way.
+    body_octets: u64,
     bell: Rc<Bell>,
     since: Mono,
     /// When the last write was handed out, until the next reply.
@@ -184,6 +186,7 @@ impl<'a> Dialogue<'a> {
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
+            body_octets: 0,
             bell,
             since: shard.now().mono,
             asked: None,
@@ -249,6 +252,10 @@ impl<'a> Dialogue<'a> {
                 self.served.outstanding.set(self.served.outstanding.get() - 1);
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
+                }
+                let accepted = |o: &RecipientOutcome| matches!(o, RecipientOutcome::Accepted(_));
+                if outcomes.iter().any(|(_, outcome)| accepted(outcome)) {
+                    shard.counters().octets_out.add(self.body_octets);
                 }
                 let strict = shard.settle(delivery, outcomes, self.served, self.dcid);
                 if strict {
@@ -348,6 +355,7 @@ impl<'a> Dialogue<'a> {
             self.shard.begin(&delivery, self.dcid);
             self.key += 1;
             self.transactions += 1;
+            self.body_octets = message.body.bytes.len() as u64;
             let transaction = Transaction {
                 key: self.key,
                 sender: message.envelope.sender.clone(),

@@ -493,11 +493,25 @@ pub async fn on_helper<T: std::marker::Send + 'static>(
     answer.await.map_err(|_| io::Error::other("the helper thread panicked"))?
 }
 
-/// Is nobody listening on `address`? A look without SO_REUSEPORT.
+/// Is nobody listening on `address`? The kernel takes a ring apart after the end of its process:
+/// the sockets of one that was killed live on for a moment, for which this waits.
 ///
 /// # Errors
 /// As bind(2), AddrInUse above all.
-pub fn is_free(address: SocketAddr) -> io::Result<()> {
+pub fn wait_until_free(address: SocketAddr) -> io::Result<()> {
+    const LOOKS_MAX: u32 = 60;
+    const PAUSE: Duration = Duration::from_millis(50);
+    for _ in 0..LOOKS_MAX {
+        match is_free(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+    is_free(address)
+}
+
+/// A look without SO_REUSEPORT, beside which nobody else can be bound.
+fn is_free(address: SocketAddr) -> io::Result<()> {
     let kind = Type::STREAM.cloexec();
     let socket = socket2::Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
