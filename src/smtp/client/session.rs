@@ -297,6 +297,12 @@ impl Session {
         self.link.deadline
     }
 
+    /// The next event alone: what [`Self::poll_output`] would say before it hands out a write.
+    /// A caller that answers events with [`Self::submit`] gets more into that write.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.link.events.pop_front()
+    }
+
     /// What is to be done next.
     pub fn poll_output(&mut self, now: Now) -> Output {
         loop {
