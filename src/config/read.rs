@@ -423,7 +423,7 @@ fn controls(
 ) -> DestinationControls {
     let tls = ["preferred", "required", "preferred-verify", "required-verify"];
     section.get("tls", choice(&[("none", ())], &tls));
-    section.get("trains", choice(&[("off", ())], &["auto"]));
+    let trains = section.get("trains", choice(&[("auto", true), ("off", false)], &[]));
     section.get("limit_type", choice(&[("domain", ())], &["host"]));
     section.get("ip_version", choice(&[("prefer-v6", ())], &IP_VERSIONS_LATER));
     section.get("recipient_limit", recipient_limit);
@@ -439,6 +439,7 @@ fn controls(
         recipients_per_transaction_max: section
             .get("max_recipients_per_transaction", integer(1..=recipients_max))
             .unwrap_or(default.recipients_per_transaction_max),
+        trains: trains.unwrap_or(default.trains),
         // The word "default" leaves the choice to the listener, as the ESA's does.
         bounce_profile: match bounce_profile {
             Some(name) => Some(name).filter(|name| &**name != DEFAULT_PROFILE),

@@ -161,7 +161,7 @@ fn controls(out: &mut Out, controls: &DestinationControls) {
     if let Some(name) = &controls.ehlo_name {
         out.text("ehlo_name", name);
     }
-    out.text("trains", "off");
+    out.text("trains", if controls.trains { "auto" } else { "off" });
 }
 
 fn timeouts(out: &mut Out, snapshot: &Snapshot) {

@@ -32,6 +32,8 @@ pub(super) struct PoolKey {
     pub(super) tls: TlsPolicy,
     pub(super) auth: Option<Arc<str>>,
     pub(super) ehlo_name: Arc<str>,
+    /// Several transactions may be in flight.
+    pub(super) trains: bool,
 }
 
 /// How a connection is secured.
@@ -50,6 +52,8 @@ pub(super) struct Served {
     pub(super) idle: RefCell<Vec<Rc<Bell>>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
+    /// What the ready sessions together take in one round trip.
+    pub(super) windows: Cell<usize>,
     /// Sessions with a transaction under way, and when one of them last asked for something.
     pub(super) outstanding: Cell<usize>,
     pub(super) asked: Cell<Mono>,
@@ -90,6 +94,7 @@ impl Shard {
             tls: TlsPolicy::None,
             auth: None,
             ehlo_name: destination.ehlo_name.clone(),
+            trains: destination.controls.trains,
         };
         let mut pool = self.pool.borrow_mut();
         let entry = pool.lanes.entry(key).or_insert_with_key(|key| {
@@ -100,6 +105,7 @@ impl Shard {
                 idle: RefCell::default(),
                 connecting: Cell::new(0),
                 ready: Cell::new(0),
+                windows: Cell::new(0),
                 outstanding: Cell::new(0),
                 asked: Cell::default(),
                 hold_off: Cell::default(),
@@ -145,7 +151,7 @@ impl Shard {
         };
         let growth = Growth {
             deliveries: served.backlog(),
-            window_deliveries: served.ready.get(),
+            window_deliveries: served.windows.get(),
             connecting: served.connecting.get(),
             connections: served.connecting.get() + served.ready.get(),
             connections_max: destination.controls.connections_max as usize,

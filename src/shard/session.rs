@@ -7,6 +7,7 @@
 //! that breaks under a transaction too.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,9 +18,10 @@ use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
 use super::pool::{Held, Served};
 use super::{Shard, Stopping};
+use crate::limits;
 use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
 use crate::route::Probe;
-use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, Transaction};
+use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolicy, Transaction};
 
 /// A connect without an answer for this long is slow: other hosts take its deliveries.
 const SLOW_CONNECT: Duration = Duration::from_millis(crate::route::host::SLOW_CONNECT_MS);
@@ -129,6 +131,13 @@ fn error_text(error: &std::io::Error) -> Box<str> {
     plain.into()
 }
 
+/// A delivery whose transaction was handed to the session.
+struct UnderWay {
+    key: u64,
+    delivery: Delivery,
+    body_octets: u64,
+}
+
 /// The dialogue over a connection that stands.
 struct Dialogue<'a> {
     shard: &'a Rc<Shard>,
@@ -139,15 +148,17 @@ struct Dialogue<'a> {
     held: Held,
     probe: Option<Probe>,
     session: client::Session,
-    /// The delivery whose transaction is under way.
-    delivery: Option<Delivery>,
+    /// The deliveries whose transactions are under way, in the order of their keys.
+    under_way: VecDeque<UnderWay>,
     is_ready: bool,
     transactions: u64,
     key: u64,
     /// Set while the reply to a final dot is awaited.
     past_dot: Cell<bool>,
-    /// Of the body under way.
-    body_octets: u64,
+    /// What the session takes in one round trip, as counted in the lane.
+    window: usize,
+    /// The train window that the host remembers from us.
+    learned: Option<u32>,
     bell: Rc<Bell>,
     since: Mono,
     /// When the last write was handed out, until the next reply.
@@ -168,6 +179,11 @@ impl<'a> Dialogue<'a> {
             ehlo_name: destination.ehlo_name.clone(),
             timeouts: shard.config().timeouts,
             messages_max: destination.controls.messages_per_connection_max,
+            train: match served.key.trains {
+                true => TrainPolicy::Auto { window: served.host.train_window() },
+                false => TrainPolicy::Off,
+            },
+            plain: served.host.is_spoken_to_plainly(shard.now().mono),
         };
         let session = client::Session::new(settings, shard.now());
         Self {
@@ -179,12 +195,13 @@ impl<'a> Dialogue<'a> {
             held,
             probe: None,
             session,
-            delivery: None,
+            under_way: VecDeque::new(),
             is_ready: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
-            body_octets: 0,
+            window: 0,
+            learned: None,
             bell,
             since: shard.now().mono,
             asked: None,
@@ -193,10 +210,21 @@ impl<'a> Dialogue<'a> {
 
     async fn run(mut self, mut connection: Connection) {
         let bell = connection.bell().clone();
-        while self.obey(&mut connection) {
+        loop {
+            // First what is over, then what comes next, so that one write carries all of it.
+            while let Some(event) = self.session.poll_event() {
+                self.hear(event);
+            }
             self.take_work().await;
             if !self.obey(&mut connection) {
                 break;
+            }
+            // What came back just now, or was refused before it went out, makes room.
+            if self.has_room() {
+                self.take_work().await;
+                if !self.obey(&mut connection) {
+                    break;
+                }
             }
             bell.set_deadline(self.session.deadline());
             let happened = connection.next().await;
@@ -233,10 +261,33 @@ impl<'a> Dialogue<'a> {
                     connection.send(Gather::new(chunks.into_iter().map(piece).collect()));
                 }
                 Output::Event(event) => self.hear(event),
-                Output::Close => return false,
-                Output::Idle => return true,
+                Output::Close => {
+                    self.learn();
+                    return false;
+                }
+                Output::Idle => {
+                    self.learn();
+                    return true;
+                }
             }
         }
+    }
+
+    /// Keeps what the session has learned of the host, and counts its window.
+    fn learn(&mut self) {
+        let host = &self.served.host;
+        let learned = self.session.learned_window();
+        if let Some(window) = learned.filter(|_| learned != self.learned) {
+            host.remember_train_window(window);
+            self.learned = learned;
+            if self.session.wants_plain() {
+                host.speak_plainly(self.shard.now().mono, limits::TRAIN_PLAIN_MS);
+            }
+        }
+        let window = if self.is_ready { self.session.window() } else { 0 };
+        let windows = &self.served.windows;
+        windows.set(windows.get() + window - self.window);
+        self.window = window;
     }
 
     fn hear(&mut self, event: Event) {
@@ -244,18 +295,19 @@ impl<'a> Dialogue<'a> {
         match event {
             Event::Ready { extensions: _ } => self.become_ready(),
             Event::Done { key, outcomes } => {
-                assert_eq!(key, self.key, "an answer to another transaction");
-                self.past_dot.set(false);
-                let delivery = self.delivery.take().expect("one answer per transaction");
+                self.past_dot.set(self.session.is_past_final_dot());
+                let at = self.under_way.iter().position(|under_way| under_way.key == key);
+                let at = at.expect("one answer per transaction");
+                let done = self.under_way.remove(at).expect("it was just found");
                 self.served.outstanding.set(self.served.outstanding.get() - 1);
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
                 }
                 let accepted = |o: &RecipientOutcome| matches!(o, RecipientOutcome::Accepted(_));
                 if outcomes.iter().any(|(_, outcome)| accepted(outcome)) {
-                    shard.counters().octets_out.add(self.body_octets);
+                    shard.counters().octets_out.add(done.body_octets);
                 }
-                let strict = shard.settle(delivery, outcomes, self.served, self.dcid);
+                let strict = shard.settle(done.delivery, outcomes, self.served, self.dcid);
                 if strict {
                     self.session.quit(shard.now());
                 }
@@ -295,6 +347,7 @@ impl<'a> Dialogue<'a> {
         self.probe = None;
         served.connecting.set(served.connecting.get() - 1);
         served.ready.set(served.ready.get() + 1);
+        self.learn();
         let now = self.shard.now().mono;
         served.heard.set(Some(now));
         if served.host.session_opened(self.shard.id, now) {
@@ -326,8 +379,14 @@ impl<'a> Dialogue<'a> {
         }
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
+        served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
+    }
+
+    /// The session would take more, and there is more.
+    fn has_room(&self) -> bool {
+        self.session.capacity() > 0 && self.served.backlog() > 0
     }
 
     /// Takes deliveries from the lane while the session has room for them.
@@ -353,7 +412,7 @@ impl<'a> Dialogue<'a> {
             self.shard.begin(&delivery, self.dcid);
             self.key += 1;
             self.transactions += 1;
-            self.body_octets = message.body.bytes.len() as u64;
+            let body_octets = message.body.bytes.len() as u64;
             let transaction = Transaction {
                 key: self.key,
                 sender: message.envelope.sender.clone(),
@@ -365,7 +424,7 @@ impl<'a> Dialogue<'a> {
                 body: message.body.clone(),
                 strict: delivery.strict,
             };
-            self.delivery = Some(delivery);
+            self.under_way.push_back(UnderWay { key: self.key, delivery, body_octets });
             self.served.outstanding.set(self.served.outstanding.get() + 1);
             self.session.submit(transaction);
         }
@@ -440,6 +499,7 @@ fn piece(chunk: Chunk) -> Piece {
     match chunk {
         Chunk::Static(bytes) => Piece::Static(bytes),
         Chunk::Bytes(bytes) => Piece::Bytes(bytes),
+        Chunk::Commands { buffer, range } => Piece::Commands(buffer, range),
         Chunk::Body { body, range } => Piece::Body(body, range),
     }
 }
