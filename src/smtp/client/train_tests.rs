@@ -407,7 +407,7 @@ fn a_refused_transaction_in_a_train_bounces_only_its_own_recipients() {
             // The end of a train may leave a transaction open, its midst shows that none is.
             let left_open = matches!(kinds, ["spam" | "busy" | "bad"] | ["no", "all"]) && at == 2;
             assert_eq!(line.peer.resets, usize::from(left_open), "{kinds:?} at {at}");
-            assert_eq!(line.session.capacity() > 0, true);
+            assert!(line.session.capacity() > 0);
         }
     }
 }
