@@ -784,7 +784,8 @@ proptest! {
                 prop_assert_eq!(heard, truth(kinds));
                 continue;
             }
-            let begun = if chunking || matches!(kinds[..], ["bad"] | ["no", "all"]) { 4 } else { 5 };
+            let first_only = matches!(kinds[..], ["bad"] | ["no", "all"]);
+            let begun = if chunking || first_only { 4 } else { 5 };
             if !seen.doubted && chunking && left >= begun {
                 prop_assert_eq!(&heard, &truth(kinds), "{} of {:?}", key, seen);
             } else if !seen.doubted && chunking {
