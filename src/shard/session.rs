@@ -87,7 +87,7 @@ async fn connect(
 ) -> Result<Socket, ConnectionFailure> {
     let failed = |cause| ConnectionFailure { stage: Stage::Connect, cause };
     let network = |error: std::io::Error| failed(ConnectionCause::Network(error_text(&error)));
-    let connecting = Socket::to(shard.backend, served.key.address, destination.source());
+    let connecting = shard.socket_to(served.key.address, destination.source());
     let connecting = connecting.map_err(network)?;
     let socket = connecting.socket().clone();
     let mut stands = std::pin::pin!(connecting.stands());
