@@ -401,10 +401,11 @@ impl<'a> Dialogue<'a> {
                 return self.session.quit(now);
             }
             let Some(delivery) = self.next_delivery() else {
+                self.forget_idle();
                 let mut idle = self.served.idle.borrow_mut();
-                if !idle.iter().any(|known| Rc::ptr_eq(known, &self.bell)) {
-                    idle.push(self.bell.clone());
-                }
+                // The last one is rung first: whoever has nothing under way answers soonest.
+                let at = if self.under_way.is_empty() { idle.len() } else { 0 };
+                idle.insert(at, self.bell.clone());
                 return;
             };
             self.forget_idle();

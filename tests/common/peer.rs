@@ -202,6 +202,12 @@ impl Conversation {
         }
     }
 
+    /// As many octets of a message as BDAT has named; `None` when the client is gone.
+    pub fn octets(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut octets = vec![0; count];
+        self.reader.read_exact(&mut octets).is_ok().then_some(octets)
+    }
+
     /// A whole session that takes everything.
     pub fn serve(&mut self) {
         if self.hello() {
