@@ -137,7 +137,8 @@ fn session(c: &mut Criterion) {
     let commands = b"MAIL FROM:<bounces+4711@out.example.net> SIZE=4096\r\n\
                      RCPT TO:<user@example.com>\r\nDATA\r\n";
     let header = b"From: <shop@out.example.net>\r\nTo: <user@example.com>\r\nSubject: Order\r\n\
-                   Date: Wed, 02 Jul 2014 09:15:07 +0000\r\nMessage-ID: <1@out.example.net>\r\n\r\n";
+                   Date: Wed, 02 Jul 2014 09:15:07 +0000\r\n\
+                   Message-ID: <1@out.example.net>\r\n\r\n";
     let text = [header, &message(b'x')[..], b".\r\n"].concat();
     let refusal = Refusal::new(451, 3, 0, "There is no queue here");
     let mut group = c.benchmark_group("session");

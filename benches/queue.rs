@@ -31,7 +31,8 @@ use ringpost::mail::{
 };
 use ringpost::queue::settings::QueueSettings;
 use ringpost::queue::{
-    Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, SegmentId, Spool, Ticket,
+    Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
+    Spool, Ticket,
 };
 use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
 
@@ -361,12 +362,26 @@ impl Disk {
                 let result = self.segments[&segment].write_at(gather, offset).await;
                 self.queue.handle_done(id, result);
             }
+            Effect::Read { id, plan } => {
+                let result = self.read(&plan).await;
+                self.queue.handle_read(id, result);
+            }
             Effect::Sync { id, segment } => {
                 let result = self.segments[&segment].sync_data().await;
                 self.queue.handle_done(id, result);
             }
         }
         true
+    }
+
+    async fn read(&self, plan: &ReadPlan) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for piece in &plan.pieces {
+            let octets = usize::try_from(piece.octets).unwrap();
+            let file = &self.segments[&piece.segment];
+            all.extend_from_slice(&file.read_exact_at(octets, piece.offset).await?);
+        }
+        Ok(all)
     }
 
     fn make(

@@ -73,7 +73,7 @@ fn a_slow_host_takes_fewer_and_delays_none() {
         // What the lane of the slow host cannot hold goes to its equal.
         let most = MESSAGES / 2 + 100;
         engine.wait("the fast host's share", || fast.messages().len() >= most);
-        assert!(begun.elapsed() < Duration::from_secs(5), "the fast host waited");
+        assert!(begun.elapsed() < Duration::from_secs(20), "the fast host waited");
         assert_eq!(spare.connections(), 0, "priority 10 while 0 is up");
         assert!(slow.messages().len() < fast.messages().len() / 4, "the slow host took as many");
         assert_eq!(engine.metric("ringpost_soft_bounces_total"), 0.0);

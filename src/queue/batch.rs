@@ -6,6 +6,7 @@
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
 use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
+use super::forward::{Move, Moved};
 use super::index;
 use super::live::Name;
 use super::place::{head_texts, recipient_texts};
@@ -64,6 +65,7 @@ pub(super) struct Commit {
     pub(super) body_start: u64,
     pub(super) extent_segments: Vec<usize>,
     pub(super) extents: Vec<(usize, u32)>,
+    pub(super) moves: Vec<Moved>,
     pub(super) phase: Phase,
     pub(super) failed: bool,
 }
@@ -149,7 +151,7 @@ impl Queue {
         if self.commit.as_ref().is_some_and(|commit| commit.phase == Phase::Written) {
             self.start_commit_sync();
         }
-        if self.commit.is_none() && !self.pending.is_empty() {
+        if self.commit.is_none() && !(self.pending.is_empty() && self.moves.is_empty()) {
             self.begin_commit();
         }
         self.prepare_spares();
@@ -190,9 +192,12 @@ impl Queue {
     }
 
     fn begin_commit(&mut self) {
-        let Some(first) = self.pending.front() else { return };
-        let fits = |queue: &Self, active| queue.fits(active, first, 0, 0);
-        if let Some(active) = self.active.filter(|active| !fits(self, *active)) {
+        let fits = |active| match (self.pending.front(), self.moves.front()) {
+            (Some(first), _) => self.fits(active, first, 0, 0),
+            (None, Some(first)) => self.move_fits(active, first, 0, 0),
+            (None, None) => true,
+        };
+        if let Some(active) = self.active.filter(|active| !fits(*active)) {
             self.active = None;
             self.segments[active].seal();
             self.free_if_empty(active);
@@ -205,6 +210,7 @@ impl Queue {
             self.prepare_spares();
             if self.segments_coming() == 0 {
                 self.fail_pending();
+                self.moves.clear();
             }
             return;
         };
@@ -240,9 +246,39 @@ impl Queue {
             }
         }
         self.count_pending();
-        if !gather.commit.messages.is_empty() {
+        self.place_moves(&mut gather);
+        if !gather.commit.slots.is_empty() {
             self.write(gather);
         }
+    }
+
+    /// Copies go with what is appended, behind it.
+    fn place_moves(&mut self, gather: &mut Gather) {
+        while let Some(first) = self.moves.front() {
+            let gathered = gather.at - gather.commit.body_start;
+            let slots = count(gather.commit.slots.len());
+            let fits = self.move_fits(gather.commit.segment, first, slots, gathered);
+            if gathered > COMMIT_OCTETS_MAX || !fits {
+                return;
+            }
+            if let Some(moving) = self.moves.pop_front() {
+                self.place_move(moving, gather);
+            }
+        }
+    }
+
+    fn move_fits(&self, segment: usize, moving: &Move, slots: u32, octets: u64) -> bool {
+        let live = &self.segments[segment];
+        let (profile, listener) = self.labels_of(moving);
+        let mut name_octets =
+            format::name_record_octets(profile.len()) + format::name_record_octets(listener.len());
+        for handle in &moving.handles {
+            let domain = self.domain(*handle).map_or(0, |domain| domain.as_str().len());
+            name_octets += format::name_record_octets(domain);
+        }
+        live.slots_left() >= slots + moving.slots()
+            && live.body_left() >= octets + moving.octets()
+            && live.names_fit(2 + moving.handles.len(), name_octets)
     }
 
     fn count_pending(&mut self) {
@@ -404,11 +440,15 @@ impl Queue {
             let (ticket, safe) = (message.ticket, Safe(()));
             self.events.push_back(Event::Committed { ticket, safe, handles, pending });
         }
+        for moved in &commit.moves {
+            self.switch(commit.segment, moved);
+        }
     }
 
     /// A sync failed: the slots are in the table, and must not be found there at the next start
     /// if that can be helped, for the clients are told to send again.
     fn withdraw_stored(&mut self, commit: &Commit) {
+        self.withdraw_copies(commit.segment, &commit.moves);
         let deleted = format::StateWord { state: State::Deleted, ..format::StateWord::READY };
         for message in &commit.messages {
             let (slot, entries) = self.group(commit.segment, message.message_slot);

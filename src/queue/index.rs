@@ -197,6 +197,41 @@ impl Index {
         ((at as usize) < self.records.len()).then_some(at)
     }
 
+    /// Appends message slot and handle of the records of a segment among `items_max` records from
+    /// `cursor` on; the next cursor, `None` at the end.
+    pub(super) fn of_segment(
+        &self,
+        cursor: u32,
+        items_max: usize,
+        segment: usize,
+        out: &mut Vec<(u32, Handle)>,
+    ) -> Option<u32> {
+        let mut at = cursor;
+        for record in self.records.iter().skip(cursor as usize).take(items_max) {
+            if record.live > 0 && usize::from(record.segment) == segment {
+                out.push((record.message_slot, Handle(at)));
+            }
+            at += 1;
+        }
+        ((at as usize) < self.records.len()).then_some(at)
+    }
+
+    /// The entries of a handle stand elsewhere now.
+    pub(super) fn relocate(
+        &mut self,
+        handle: Handle,
+        segment: usize,
+        first_slot: u32,
+        message_slot: u32,
+        entries: u16,
+    ) {
+        let record = &mut self.records[handle.0 as usize];
+        record.segment = u16::try_from(segment).unwrap_or(u16::MAX);
+        record.first_slot = first_slot;
+        record.message_slot = message_slot;
+        record.entries = entries;
+    }
+
     /// The oldest handle of a destination.
     pub(super) fn oldest(&self, destination: u32) -> Option<Handle> {
         let head = self.destinations[destination as usize].as_ref()?.head;

@@ -12,7 +12,7 @@ use super::format::{
     StateWord, TablePlace,
 };
 use super::segment::Mapping;
-use crate::mail::{Mono, Rid};
+use crate::mail::{Mid, Mono, Rid};
 
 /// A name of the segment.
 #[derive(Clone, Debug)]
@@ -50,6 +50,16 @@ pub(super) struct Segment {
     /// Extents of settled messages whose words are not synced, and those under a running sync.
     pub(super) extents_settled: Vec<ExtentPlace>,
     pub(super) extents_syncing: Vec<ExtentPlace>,
+    /// Some of its slots cannot be read: it is kept as it is.
+    pub(super) has_damage: bool,
+    /// Segments that wait for a sync of this one before they may be used again: for the next
+    /// one, and for the one under way.
+    pub(super) releases: Vec<usize>,
+    pub(super) releases_syncing: Vec<usize>,
+    /// Syncs of other segments that this one waits for.
+    pub(super) holds: u32,
+    /// It is not emptied before.
+    pub(super) forward_after: Mono,
 }
 
 impl Segment {
@@ -75,6 +85,11 @@ impl Segment {
             appendable: false,
             extents_settled: Vec::new(),
             extents_syncing: Vec::new(),
+            has_damage: false,
+            releases: Vec::new(),
+            releases_syncing: Vec::new(),
+            holds: 0,
+            forward_after: Mono(0),
         }
     }
 
@@ -91,7 +106,7 @@ impl Segment {
     /// carry its generation and count no more, so nothing needs to be cleared: a cut between
     /// two pages of a cleared table would look like damage.
     pub(super) fn reuse(&mut self) -> Vec<Name> {
-        assert!(self.live == 0, "a segment with queued mail was given up");
+        assert!(self.live == 0 && self.holds == 0, "a segment with queued mail was given up");
         self.header.generation += 1;
         self.header.durable_slots = 0;
         self.header.durable_body_end = self.geometry.body_offset;
@@ -101,6 +116,7 @@ impl Segment {
         self.next_name = format::HEADERS_END;
         self.next_host = self.geometry.hosts_offset;
         self.names_by_destination.clear();
+        self.forward_after = Mono(0);
         self.hosts.clear();
         self.hosts_by_name.clear();
         self.appendable = true;
@@ -221,6 +237,11 @@ impl Segment {
     pub(super) fn rid(&self, slot: u32) -> Rid {
         let word = self.map.load(self.geometry.slot_offset(slot) + 8).to_le_bytes();
         Rid(u32::from_le_bytes([word[4], word[5], word[6], word[7]]))
+    }
+
+    /// The MID of an entry, unchecked: for a search whose finds are checked.
+    pub(super) fn mid(&self, slot: u32) -> Mid {
+        Mid(self.map.load(self.geometry.slot_offset(slot) + 16))
     }
 
     /// The state of an entry. A word that is not what was stored makes it damaged: it may have

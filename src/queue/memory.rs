@@ -3,31 +3,73 @@
 //! Owns: files with a live image (what a process sees, and what is left after kill -9) and a
 //! durable one (what is left after a power cut). Never: real files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::format::SegmentId;
 use super::segment::{Mapping, Medium};
+
+/// Words of a sector: what is lost, kept or torn at a power cut.
+const SECTOR_WORDS: usize = 64;
 
 /// One file: both images.
 #[derive(Debug)]
 pub struct MemFile {
     live: Arc<[AtomicU64]>,
-    durable: Mutex<Vec<u64>>,
+    durable: Mutex<Durable>,
+}
+
+#[derive(Debug)]
+struct Durable {
+    words: Vec<u64>,
+    /// Sectors written since the last sync; those that are mapped may have changed too.
+    written: BTreeSet<usize>,
+    mapped_words: usize,
+}
+
+impl Durable {
+    fn unsynced(&self) -> impl Iterator<Item = usize> {
+        let mapped = self.mapped_words.div_ceil(SECTOR_WORDS);
+        (0..mapped).chain(self.written.range(mapped..).copied())
+    }
 }
 
 impl MemFile {
     fn zeros(octets: u64) -> Self {
         let words = usize::try_from(octets / 8).unwrap_or(0);
         let live: Arc<[AtomicU64]> = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Self { live, durable: Mutex::new(vec![0; words]) }
+        let durable = Durable { words: vec![0; words], written: BTreeSet::new(), mapped_words: 0 };
+        Self { live, durable: Mutex::new(durable) }
+    }
+
+    fn durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn sync(&self) {
-        let words = self.live.iter().map(|word| word.load(Ordering::Relaxed)).collect();
-        *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = words;
+        let mut durable = self.durable();
+        let sectors: Vec<usize> = durable.unsynced().collect();
+        for sector in sectors {
+            self.keep(&mut durable.words, sector);
+        }
+        durable.written.clear();
+    }
+
+    /// A sector of the live image reaches the disk.
+    fn keep(&self, words: &mut [u64], sector: usize) {
+        let start = sector * SECTOR_WORDS;
+        let end = (start + SECTOR_WORDS).min(words.len());
+        for (kept, live) in words[start..end].iter_mut().zip(&self.live[start..end]) {
+            *kept = live.load(Ordering::Relaxed);
+        }
+    }
+
+    fn note_written(&self, offset: u64, octets: usize) {
+        let first = usize::try_from(offset / 8).unwrap_or(usize::MAX) / SECTOR_WORDS;
+        let end = usize::try_from(offset).unwrap_or(usize::MAX).saturating_add(octets);
+        self.durable().written.extend(first..end.div_ceil(8 * SECTOR_WORDS));
     }
 
     /// Changes one octet of the live image: a flipped bit, a torn write.
@@ -37,6 +79,7 @@ impl MemFile {
         let octet = &mut octets[usize::try_from(offset % 8).unwrap_or(0)];
         *octet = change(*octet);
         word.store(u64::from_le_bytes(octets).to_le(), Ordering::Relaxed);
+        self.note_written(offset, 1);
     }
 
     /// The words that hold `octets` octets from `offset`, and where in the first one they begin.
@@ -52,27 +95,74 @@ impl MemFile {
 #[derive(Clone, Default, Debug)]
 pub struct MemMedium {
     files: Arc<Mutex<BTreeMap<SegmentId, Arc<MemFile>>>>,
+    aside: Arc<Mutex<BTreeSet<SegmentId>>>,
+    trouble: Arc<Mutex<Trouble>>,
+}
+
+/// Which calls fail.
+#[derive(Default, Debug)]
+struct Trouble {
+    calls: u64,
+    /// The call that fails, from 0.
+    at: Option<u64>,
+    /// And all calls after it.
+    for_ever: bool,
 }
 
 impl MemMedium {
-    /// What a power cut leaves: of each file the durable image, and of each 4096-octet page that
-    /// differs the live one where `keeps` says that it had been written back.
+    /// The `nth` call from now on fails (0: the next one), and with `for_ever` all after it;
+    /// `None`: none does. Gives how many calls there were since the last time.
+    pub fn fail(&self, nth: Option<u64>, for_ever: bool) -> u64 {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *trouble, Trouble { calls: 0, at: nth, for_ever }).calls
+    }
+
+    fn call(&self) -> io::Result<()> {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let call = trouble.calls;
+        trouble.calls += 1;
+        let fails = trouble.at.is_some_and(|at| call == at || (trouble.for_ever && call > at));
+        if fails { Err(io::Error::other("the medium fails")) } else { Ok(()) }
+    }
+
+    /// What a power cut leaves: of each file the durable image, and each 512-octet sector written
+    /// or stored into since where `keeps` says that it had reached the disk.
     #[must_use]
     pub fn after_power_cut(&self, mut keeps: impl FnMut() -> bool) -> Self {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let cut = |file: &Arc<MemFile>, keeps: &mut dyn FnMut() -> bool| {
-            let mut words = file.durable.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            for (page, live) in words.chunks_mut(512).zip(file.live.chunks(512)) {
-                let live: Vec<u64> = live.iter().map(|w| w.load(Ordering::Relaxed)).collect();
-                if page != &live[..] && keeps() {
-                    page.copy_from_slice(&live);
+            let durable = file.durable();
+            let mut words = durable.words.clone();
+            for sector in durable.unsynced() {
+                let start = sector * SECTOR_WORDS;
+                let kept = words[start..].iter().zip(&file.live[start..]).take(SECTOR_WORDS);
+                let differs = kept.into_iter().any(|(a, b)| *a != b.load(Ordering::Relaxed));
+                if differs && keeps() {
+                    file.keep(&mut words, sector);
                 }
             }
             let live = words.iter().map(|word| AtomicU64::new(*word)).collect();
-            Arc::new(MemFile { live, durable: Mutex::new(words) })
+            let durable = Durable { words, written: BTreeSet::new(), mapped_words: 0 };
+            Arc::new(MemFile { live, durable: Mutex::new(durable) })
         };
         let files = files.iter().map(|(id, file)| (*id, cut(file, &mut keeps))).collect();
-        Self { files: Arc::new(Mutex::new(files)) }
+        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Self {
+            files: Arc::new(Mutex::new(files)),
+            aside: Arc::new(Mutex::new(aside)),
+            trouble: Arc::default(),
+        }
+    }
+
+    /// Segments that were set aside.
+    #[must_use]
+    pub fn set_aside(&self) -> Vec<SegmentId> {
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
+    /// Takes a segment away, as an operator's mistake would.
+    pub fn remove(&self, segment: SegmentId) {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&segment);
     }
 
     /// The open file of a segment.
@@ -86,12 +176,14 @@ impl Medium for MemMedium {
     type File = Arc<MemFile>;
 
     fn list(&self, directory: u8) -> io::Result<(Vec<SegmentId>, Vec<String>)> {
+        self.call()?;
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         let own = files.keys().filter(|id| id.directory() == directory).copied().collect();
         Ok((own, Vec::new()))
     }
 
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<Self::File> {
+        self.call()?;
         let file = Arc::new(MemFile::zeros(octets));
         self.write_at(&file, 0, header)?;
         file.sync();
@@ -103,6 +195,7 @@ impl Medium for MemMedium {
     }
 
     fn open(&self, segment: SegmentId) -> io::Result<Self::File> {
+        self.call()?;
         self.file(segment).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
@@ -111,6 +204,7 @@ impl Medium for MemMedium {
     }
 
     fn read_at(&self, file: &Self::File, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.call()?;
         let found = file.range(offset, buffer.len());
         let (words, skip) = found.ok_or(io::ErrorKind::UnexpectedEof)?;
         let mut octets = Vec::with_capacity(words.len() * 8);
@@ -122,6 +216,7 @@ impl Medium for MemMedium {
     }
 
     fn write_at(&self, file: &Self::File, offset: u64, octets: &[u8]) -> io::Result<()> {
+        self.call()?;
         let found = file.range(offset, octets.len());
         let (words, skip) = found.ok_or(io::ErrorKind::StorageFull)?;
         let mut image = Vec::with_capacity(words.len() * 8);
@@ -133,15 +228,19 @@ impl Medium for MemMedium {
         for (word, chunk) in words.iter().zip(chunks) {
             word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Relaxed);
         }
+        file.note_written(offset, octets.len());
         Ok(())
     }
 
     fn sync(&self, file: &Self::File) -> io::Result<()> {
+        self.call()?;
         file.sync();
         Ok(())
     }
 
-    fn map(&self, file: &Self::File, _octets: u64) -> io::Result<Mapping> {
+    fn map(&self, file: &Self::File, octets: u64) -> io::Result<Mapping> {
+        self.call()?;
+        file.durable().mapped_words = usize::try_from(octets / 8).unwrap_or(usize::MAX);
         Ok(Mapping::of_memory(file.live.clone()))
     }
 }

@@ -16,6 +16,7 @@
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |
 //! | `room` | making and recycling of segments |
+//! | `forward` | nearly empty segments emptied: copies, and the switch to them |
 //! | `sync` | results of effects, state words made durable, poison |
 //! | `words` | state words: begin, settle, defer |
 //! | `index`, `read` | what is queued, and reading it back |
@@ -37,6 +38,7 @@ use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSa
 mod batch;
 mod early;
 pub mod format;
+mod forward;
 mod ids;
 mod index;
 mod live;
@@ -201,6 +203,14 @@ pub enum Effect {
         /// What.
         chunks: Vec<Chunk>,
     },
+    /// Read the plan's pieces, one behind the other, while other effects go on; then
+    /// [`Queue::handle_read`].
+    Read {
+        /// Names the effect.
+        id: EffectId,
+        /// What to read.
+        plan: ReadPlan,
+    },
     /// fdatasync the segment's file; then [`Queue::handle_done`].
     Sync {
         /// Names the effect.
@@ -236,6 +246,15 @@ pub enum Event {
     Failed {
         /// Which one.
         ticket: Ticket,
+    },
+    /// Recipients are held as damaged from now on: their octets are not what was written.
+    Held {
+        /// The message.
+        mid: Mid,
+        /// Which ones.
+        rids: Vec<Rid>,
+        /// What is wrong, for the log.
+        what: &'static str,
     },
     /// New mail is not taken from now on, for this reason; `None`: it is taken again.
     Intake(Option<Closed>),
@@ -298,6 +317,7 @@ enum Purpose {
     CommitSync(usize),
     StateSync(usize),
     Recycle(usize),
+    Read,
 }
 
 /// The queue of one shard.
@@ -318,6 +338,11 @@ pub struct Queue {
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
     commit: Option<batch::Commit>,
+    forward: Option<forward::Forward>,
+    /// Messages that are read for their copy.
+    reads: HashMap<EffectId, forward::Move>,
+    /// Messages whose copy waits for the next commit.
+    moves: VecDeque<forward::Move>,
     effects: VecDeque<Effect>,
     events: VecDeque<Event>,
     purposes: HashMap<EffectId, Purpose>,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Phase, Placed, count};
 use super::format::{
-    self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, RecipientTexts, Slot, flags,
+    self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, OutcomeWord, RecipientTexts,
+    Slot, StateWord, TablePlace, flags,
 };
 use super::live::Name;
 use super::{Chunk, NewMessage, Queue};
@@ -15,6 +16,13 @@ use crate::mail::{BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
 
 /// Bodies up to here are copied together: one buffer costs less than many small ones.
 const COPY_OCTETS_MAX: usize = 64 * 1024;
+
+/// Where the words of an entry stand in its slot.
+const OUTCOME_AT: usize = 112;
+const STATE_AT: usize = 120;
+
+const _: () = assert!(OUTCOME_AT as u64 == format::OUTCOME_OFFSET);
+const _: () = assert!(STATE_AT as u64 == format::STATE_OFFSET);
 
 impl Queue {
     pub(super) fn gather(&self, active: usize) -> Gather {
@@ -29,6 +37,7 @@ impl Queue {
                 body_start: segment.next_body,
                 extent_segments: Vec::new(),
                 extents: Vec::new(),
+                moves: Vec::new(),
                 phase: Phase::Written,
                 failed: false,
             },
@@ -120,12 +129,9 @@ impl Queue {
             let slot = gather.commit.push(&Slot::Entry(entry), place);
             let word = match pending.early {
                 Some(key) => self.early_word(key, i),
-                None => format::StateWord::READY,
+                None => StateWord::READY,
             };
-            let word = word.encode(place, slot).to_le_bytes();
-            if let Some(stored) = gather.commit.slots.last_mut() {
-                stored[120..].copy_from_slice(&word);
-            }
+            gather.commit.set_words(slot, Some(word), None, place);
         }
     }
 
@@ -154,22 +160,17 @@ impl Queue {
                 gather.commit.extent_segments.push(segment);
             }
         }
-        let mut first = 0;
-        for part in places.chunks(format::EXTENTS_PER_SLOT) {
-            let slot = ExtentSlot { copy: 0, first, places: part.to_vec() };
-            gather.commit.push(&Slot::Extents(slot), place);
-            first += count(part.len());
-        }
+        gather.push_extents(&places, 0, place);
     }
 
-    fn label(&mut self, segment: usize, label: &Arc<str>) -> u16 {
+    pub(super) fn label(&mut self, segment: usize, label: &Arc<str>) -> u16 {
         let segment = &mut self.segments[segment];
         segment
             .label_index(label)
             .unwrap_or_else(|| segment.add_name(Name::Label(label.clone()), label))
     }
 
-    fn domain_index(&mut self, segment: usize, domain: &Domain) -> u16 {
+    pub(super) fn domain_index(&mut self, segment: usize, domain: &Domain) -> u16 {
         let live = &mut self.segments[segment];
         let known = self.index.known(domain).and_then(|number| live.destination_index(number));
         known.unwrap_or_else(|| {
@@ -179,8 +180,44 @@ impl Queue {
     }
 }
 
+impl Gather {
+    /// Octets to be written next.
+    pub(super) fn append(&mut self, octets: &[u8]) {
+        self.buffer.extend_from_slice(octets);
+        self.at += octets.len() as u64;
+    }
+
+    /// The slots that list a large body's extents.
+    pub(super) fn push_extents(&mut self, places: &[ExtentPlace], copy: u16, place: TablePlace) {
+        let mut first = 0;
+        for part in places.chunks(format::EXTENTS_PER_SLOT) {
+            let slot = ExtentSlot { copy, first, places: part.to_vec() };
+            self.commit.push(&Slot::Extents(slot), place);
+            first += count(part.len());
+        }
+    }
+}
+
 impl Commit {
-    fn push(&mut self, slot: &Slot, place: format::TablePlace) -> u32 {
+    /// Sets the words of an entry that is not stored yet.
+    pub(super) fn set_words(
+        &mut self,
+        slot: u32,
+        word: Option<StateWord>,
+        outcome: Option<OutcomeWord>,
+        place: TablePlace,
+    ) {
+        let octets = &mut self.slots[(slot - self.first_slot) as usize];
+        if let Some(outcome) = outcome {
+            let at = OUTCOME_AT..OUTCOME_AT + 8;
+            octets[at].copy_from_slice(&outcome.encode(place, slot).to_le_bytes());
+        }
+        if let Some(word) = word {
+            octets[STATE_AT..].copy_from_slice(&word.encode(place, slot).to_le_bytes());
+        }
+    }
+
+    pub(super) fn push(&mut self, slot: &Slot, place: TablePlace) -> u32 {
         let index = self.first_slot + count(self.slots.len());
         self.slots.push(slot.encode(place, index));
         index

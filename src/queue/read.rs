@@ -83,6 +83,16 @@ pub struct Piece {
 pub struct ReadPlan {
     /// The pieces.
     pub pieces: Vec<Piece>,
+    /// Where the message stood when the plan was made.
+    pub(super) origin: Origin,
+}
+
+/// Where a message stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Origin {
+    pub(super) mid: Mid,
+    pub(super) source: usize,
+    pub(super) message_slot: u32,
 }
 
 impl ReadPlan {
@@ -131,6 +141,8 @@ pub struct Damaged {
     pub held: Vec<Rid>,
     /// What is wrong, for the log.
     pub what: &'static str,
+    /// Nothing is wrong: the message was copied forward since the plan was made. Plan again.
+    pub moved: bool,
 }
 
 impl Queue {
@@ -219,7 +231,9 @@ impl Queue {
                 left -= octets;
             }
         }
-        Some(ReadPlan { pieces })
+        let source = usize::from(record.segment);
+        let origin = Origin { mid: message.mid, source, message_slot: record.message_slot };
+        Some(ReadPlan { pieces, origin })
     }
 
     /// Verifies what was read by [`Self::read_plan`] and takes it apart. `octets` from a read
@@ -227,20 +241,36 @@ impl Queue {
     ///
     /// # Errors
     /// See [`Damaged`].
-    pub fn parse(&mut self, handle: Handle, octets: Vec<u8>) -> Result<StoredMessage, Damaged> {
-        let gone = Damaged { held: Vec::new(), what: "no longer queued" };
+    pub fn parse(
+        &mut self,
+        handle: Handle,
+        plan: &ReadPlan,
+        octets: Vec<u8>,
+    ) -> Result<StoredMessage, Damaged> {
+        let nothing = |what, moved| Damaged { held: Vec::new(), what, moved };
+        let gone = || nothing("no longer queued", false);
         let handle = self.current(handle);
-        let record = self.index.get(handle).ok_or(gone)?;
+        let record = self.index.get(handle).ok_or_else(gone)?;
+        let source = usize::from(record.segment);
+        let first = self.segments[source].slot(record.first_slot);
+        if matches!(first, Ok(Slot::Entry(entry)) if entry.mid != plan.origin.mid) {
+            // The handle was given to another message meanwhile.
+            return Err(gone());
+        }
+        if (source, record.message_slot) != (plan.origin.source, plan.origin.message_slot) {
+            return Err(nothing("moved", true));
+        }
         match self.parse_record(record, octets) {
             Ok((mut message, bad)) => {
                 message.held =
                     bad.into_iter().filter(|rid| self.hold_damaged(handle, *rid)).collect();
                 if message.envelope.recipients.is_empty() {
-                    return Err(Damaged { held: message.held, what: "no recipient left" });
+                    let what = "no recipient left";
+                    return Err(Damaged { held: message.held, what, moved: false });
                 }
                 Ok(message)
             }
-            Err(what) => Err(Damaged { held: self.hold_all(handle), what }),
+            Err(what) => Err(Damaged { held: self.hold_all(handle), what, moved: false }),
         }
     }
 

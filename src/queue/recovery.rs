@@ -12,7 +12,7 @@
 //! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
 //! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
-//! | `superseded` | an entry of which a higher copy stands elsewhere | marked as moved |
+//! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one | marked as moved |
 //! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
 //! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
 //!
@@ -34,9 +34,12 @@ use super::live::{Name, Segment};
 use super::report::{Options, Recovered, RecoveryCase};
 use super::scan::{Found, Scan};
 use super::segment::Medium;
-use super::{Counts, Ids, Queue, read};
+use super::{Counts, Ids, Queue};
 use crate::limits;
 use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, Wall};
+
+mod copies;
+mod verify;
 
 /// Id blocks reserved at a start: one in use and one in reserve for each kind.
 const START_BLOCKS: usize = 6;
@@ -61,7 +64,8 @@ struct Opening<'a, M: Medium> {
     now: Now,
     /// Groups of a copy number above 0: segment, first slot, entries.
     copies: Vec<(usize, u32, u32)>,
-    extents_used: hashbrown::HashSet<(SegmentId, u32)>,
+    /// Groups with a body in extents: segment, first slot, entries.
+    large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
     mid_max: u64,
 }
 
@@ -79,7 +83,7 @@ impl Queue {
             recovered: Recovered::default(),
             now,
             copies: Vec::new(),
-            extents_used: hashbrown::HashSet::new(),
+            large: Vec::new(),
             mid_max: 0,
         };
         opening.open_segments()?;
@@ -115,6 +119,9 @@ impl Queue {
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,
             commit: None,
+            forward: None,
+            reads: HashMap::new(),
+            moves: std::collections::VecDeque::new(),
             effects: std::collections::VecDeque::new(),
             events: std::collections::VecDeque::new(),
             purposes: HashMap::new(),
@@ -295,6 +302,7 @@ impl<M: Medium> Opening<'_, M> {
                 self.recovered.damaged_slots += 1;
                 // Keeps the segment from being used again: somebody may want to look at it.
                 self.queue.segments[segment].live += 1;
+                self.queue.segments[segment].has_damage = true;
                 let text = format!("{}: slot {index} is damaged", self.label(segment));
                 self.recovered.note(RecoveryCase::Damage, text);
             }
@@ -322,6 +330,7 @@ impl<M: Medium> Opening<'_, M> {
             if usize::from(entry.domain) >= names {
                 self.recovered.damaged_slots += 1;
                 self.queue.segments[segment].live += 1;
+                self.queue.segments[segment].has_damage = true;
                 continue;
             }
             let word = self.queue.segments[segment].state(slot);
@@ -355,10 +364,14 @@ impl<M: Medium> Opening<'_, M> {
         extents: &[ExtentPlace],
     ) {
         let mut unsettled = false;
+        let has_body = extents.iter().all(|place| self.extent_segment(place).is_some());
         for (slot, entry) in (first..).zip(entries) {
             let word = self.queue.segments[segment].state(slot);
             unsettled |= !word.state.is_settled();
             match word.state {
+                State::Ready | State::Deferred if !has_body => {
+                    self.hold(segment, slot, entry, word);
+                }
                 State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
                 State::Poison => {
                     self.queue.counts.poison += 1;
@@ -376,7 +389,9 @@ impl<M: Medium> Opening<'_, M> {
             self.copies.push((segment, first, message.entries));
         }
         if unsettled {
-            self.extents_used.extend(extents.iter().map(|place| (place.segment, place.index)));
+            if !extents.is_empty() {
+                self.large.push((segment, first, message.entries, extents.to_vec()));
+            }
             let mut handles: Vec<Handle> = Vec::new();
             self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
         }
@@ -409,92 +424,6 @@ impl<M: Medium> Opening<'_, M> {
         }
     }
 
-    /// Are the octets of a group what was written?
-    fn verify(
-        &self,
-        segment: usize,
-        message: &MessageSlot,
-        entries: &[Entry],
-        extents: &[ExtentPlace],
-    ) -> bool {
-        let live = &self.queue.segments[segment];
-        let seed = live.place.seed;
-        let read = |offset, octets| self.read(segment, offset, octets);
-        let head = read(message.head_offset, u64::from(message.head_octets));
-        let head_right = head.is_some_and(|head| {
-            format::checksum_at(seed, message.head_offset, &head) == message.head_checksum
-        });
-        let entry_right = |entry: &Entry| {
-            read(entry.record_offset, u64::from(entry.record_octets)).is_some_and(|record| {
-                format::checksum_at(seed, entry.record_offset, &record) == entry.record_checksum
-            })
-        };
-        if !head_right || !entries.iter().all(entry_right) {
-            return false;
-        }
-        if message.extents == 0 {
-            return read(message.body_offset, message.body_octets).is_some_and(|body| {
-                format::checksum_at(seed, message.body_offset, &body) == message.body_checksum
-            });
-        }
-        let mut left = message.body_octets;
-        extents.iter().all(|place| {
-            let octets = left.min(limits::EXTENT_OCTETS);
-            left -= octets;
-            let found = self.queue.segments.iter().position(|s| {
-                s.header.segment == place.segment && s.header.kind == SegmentKind::Extents
-            });
-            found.is_some_and(|at| {
-                let offset = self.queue.segments[at].geometry.extent_offset(place.index);
-                self.read(at, offset, octets).is_some_and(|part| {
-                    let spool = self.queue.options.spool;
-                    read::extent_checksum(spool, place, &part) == place.checksum
-                })
-            })
-        })
-    }
-
-    fn read(&self, segment: usize, offset: u64, octets: u64) -> Option<Vec<u8>> {
-        let end = offset.checked_add(octets)?;
-        if end > self.queue.segments[segment].geometry.octets {
-            return None;
-        }
-        let mut buffer = vec![0; usize::try_from(octets).ok()?];
-        self.medium.read_at(&self.files[segment], offset, &mut buffer).ok()?;
-        Some(buffer)
-    }
-
-    /// Of several copies of a recipient the highest counts, whatever has become of it.
-    fn supersede(&mut self) {
-        let mut highest: HashMap<(Mid, Rid), u16> = HashMap::new();
-        for (segment, first, entries) in std::mem::take(&mut self.copies) {
-            for slot in first..first + entries {
-                if let Ok(Slot::Entry(entry)) = self.queue.segments[segment].slot(slot) {
-                    let copy = highest.entry((entry.mid, entry.rid)).or_default();
-                    *copy = (*copy).max(entry.copy);
-                }
-            }
-        }
-        if highest.is_empty() {
-            return;
-        }
-        let mut handles = Vec::new();
-        let mut cursor = Some(0);
-        while let Some(at) = cursor {
-            cursor = self.queue.walk(at, 1 << 16, &mut handles);
-        }
-        for handle in handles {
-            for (rid, mid, copy) in self.queue.copies_of(handle) {
-                if highest.get(&(mid, rid)).is_some_and(|highest| *highest > copy)
-                    && self.queue.superseded(handle, rid)
-                {
-                    let text = format!("MID {mid} RID {rid}: copy {copy} is not the last");
-                    self.recovered.note(RecoveryCase::Superseded, text);
-                }
-            }
-        }
-    }
-
     /// What is believed from now on is on disk: the crash before may have left it in the page
     /// cache only, and what counts as settled here may be overwritten next.
     fn sync_all(&mut self) {
@@ -502,18 +431,6 @@ impl<M: Medium> Opening<'_, M> {
             segment.dirty_since = None;
             if !segment.poisoned && self.medium.sync(file).is_err() {
                 segment.poisoned = true;
-            }
-        }
-    }
-
-    fn derive_extents(&mut self) {
-        for (position, segment) in self.queue.segments.iter().enumerate() {
-            if segment.header.kind == SegmentKind::Extents && !segment.poisoned {
-                let name = segment.header.segment;
-                let free = (0..segment.geometry.extents())
-                    .rev()
-                    .filter(|index| !self.extents_used.contains(&(name, *index)));
-                self.queue.extents_free.extend(free.map(|index| (position, index)));
             }
         }
     }

@@ -46,6 +46,8 @@ pub(super) enum Claim {
     New,
     /// A report on a message.
     Report,
+    /// A message that is copied forward.
+    Forward,
 }
 
 impl Claim {
@@ -104,6 +106,7 @@ impl Queue {
         let kept = match claim {
             Claim::New => self.segments_reserved(),
             Claim::Report => self.segments_reserved().min(1),
+            Claim::Forward => 0,
         };
         (active + whole * body_max).saturating_sub(kept * body_max)
     }
@@ -289,7 +292,7 @@ impl Queue {
     pub(super) fn free_if_empty(&mut self, segment: usize) {
         let live = &self.segments[segment];
         let idle = !live.appendable && !live.syncing && !live.poisoned;
-        let empty = live.live == 0 && live.dirty_since.is_none();
+        let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
         let messages = live.header.kind == SegmentKind::Messages;
         if idle && empty && settled && messages && !self.free.contains(&segment) {

@@ -20,7 +20,9 @@ impl Queue {
         };
         let ok = result.is_ok();
         match purpose {
-            Purpose::Make(_) => unreachable!("the result of a making goes to handle_made"),
+            Purpose::Make(_) | Purpose::Read => {
+                unreachable!("the results of makings and readings have their own ways in")
+            }
             Purpose::CommitWrite(segment) => {
                 if !ok {
                     self.poison(segment);
@@ -48,6 +50,7 @@ impl Queue {
     /// Tells the queue the time: words that changed long enough ago are synced.
     pub fn tick(&mut self, now: Now) {
         self.now = now.mono;
+        self.forward_tick(now);
         if self.ids.wants_blocks()
             && let Some(active) = self.active
         {
@@ -98,6 +101,7 @@ impl Queue {
         live.syncing = true;
         live.dirty_since = None;
         live.extents_syncing.append(&mut live.extents_settled);
+        live.releases_syncing.append(&mut live.releases);
         let name = live.header.segment;
         let id = self.effect_id(purpose);
         self.effects.push_back(Effect::Sync { id, segment: name });
@@ -121,6 +125,10 @@ impl Queue {
         };
         for extent in std::mem::take(&mut live.extents_syncing) {
             self.free_extent(extent);
+        }
+        for released in std::mem::take(&mut self.segments[segment].releases_syncing) {
+            self.segments[released].holds -= 1;
+            self.free_if_empty(released);
         }
         self.free_if_empty(segment);
     }

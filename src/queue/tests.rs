@@ -14,6 +14,7 @@ use crate::mail::{
     Ret, ShardId,
 };
 
+mod forward;
 mod room;
 
 const MIB: u64 = 1 << 20;
@@ -53,6 +54,7 @@ struct Rig<M: Medium> {
     /// Segments are made only when the test carries out what is held.
     hold_makes: bool,
     held: Vec<Effect>,
+    held_events: Vec<(Mid, Vec<Rid>)>,
     now: Now,
 }
 
@@ -76,6 +78,7 @@ impl<M: Medium> Rig<M> {
             failing_for_ever: false,
             hold_makes: false,
             held: Vec::new(),
+            held_events: Vec::new(),
             now,
         }
     }
@@ -108,6 +111,7 @@ impl<M: Medium> Rig<M> {
                     self.committed.insert(ticket, handles);
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
+                Event::Held { mid, rids, what: _ } => self.held_events.push((mid, rids)),
                 Event::Intake(closed) => self.intake.push(closed),
             }
         }
@@ -137,6 +141,11 @@ impl<M: Medium> Rig<M> {
                 }
                 self.queue.handle_done(id, if fails { broken() } else { Ok(()) });
             }
+            Effect::Read { id, plan } => {
+                let result =
+                    if fails { Err(io::Error::other("broken")) } else { self.read_pieces(&plan) };
+                self.queue.handle_read(id, result);
+            }
             Effect::Sync { id, segment } => {
                 let result = if fails { broken() } else { self.medium.sync(&self.files[&segment]) };
                 self.queue.handle_done(id, result);
@@ -163,14 +172,20 @@ impl<M: Medium> Rig<M> {
     }
 
     fn read(&mut self, handle: Handle) -> Result<StoredMessage, Damaged> {
-        let plan = self.queue.read_plan(handle).ok_or(Damaged { held: vec![], what: "plan" })?;
+        let gone = Damaged { held: vec![], what: "plan", moved: false };
+        let plan = self.queue.read_plan(handle).ok_or(gone)?;
+        let octets = self.read_pieces(&plan).unwrap();
+        self.queue.parse(handle, &plan, octets)
+    }
+
+    fn read_pieces(&self, plan: &ReadPlan) -> io::Result<Vec<u8>> {
         let mut octets = Vec::new();
-        for piece in plan.pieces {
+        for piece in &plan.pieces {
             let mut part = vec![0; usize::try_from(piece.octets).unwrap()];
-            self.medium.read_at(&self.files[&piece.segment], piece.offset, &mut part).unwrap();
+            self.medium.read_at(&self.files[&piece.segment], piece.offset, &mut part)?;
             octets.extend(part);
         }
-        self.queue.parse(handle, octets)
+        Ok(octets)
     }
 
     /// Every pending recipient, read back, with a checksum of its body.

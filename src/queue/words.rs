@@ -187,8 +187,13 @@ impl Queue {
         let Ok(Slot::Message(message)) = live.slot(message_slot) else { return false };
         let first = message_slot + 1 - message.group_slots();
         let extents = first + message.entries;
-        if (first..extents).any(|slot| !live.state(slot).state.is_settled()) {
+        let states = (first..extents).map(|slot| live.state(slot).state);
+        if states.clone().any(|state| !state.is_settled()) {
             return false;
+        }
+        if states.clone().any(|state| state == State::Moved) {
+            // Its extents went over to the copy.
+            return true;
         }
         for slot in extents..message_slot {
             if let Ok(Slot::Extents(part)) = live.slot(slot) {
@@ -205,8 +210,9 @@ impl Queue {
     }
 
     fn put(&mut self, record: index::Record, slot: u32, word: StateWord) {
-        let now: Mono = self.now;
-        self.segments[usize::from(record.segment)].store_state(slot, word, now);
+        let (segment, now): (usize, Mono) = (usize::from(record.segment), self.now);
+        self.mirror(segment, slot, Some(word), None);
+        self.segments[segment].store_state(slot, word, now);
     }
 
     fn put_outcome(&mut self, record: index::Record, slot: u32, last: &LastOutcome) {
@@ -215,6 +221,7 @@ impl Queue {
         let host = last.host.as_ref().and_then(|host| segment.host_index(host));
         let word =
             OutcomeWord { code: last.code, status: last.status, host, warnings: last.warnings };
-        segment.store_outcome(slot, word, now);
+        self.mirror(usize::from(record.segment), slot, None, Some(word));
+        self.segments[usize::from(record.segment)].store_outcome(slot, word, now);
     }
 }

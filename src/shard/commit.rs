@@ -14,7 +14,9 @@ use super::connection::Bell;
 use super::hot::Message;
 use super::io::{Gather, Piece};
 use crate::mail::{Domain, Handle, Mid};
-use crate::queue::{Chunk, Effect, Event, Medium, ReadPlan, Safe, SegmentId};
+use crate::queue::{
+    Chunk, Damaged, Effect, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
+};
 
 /// The verdict on a client's message.
 pub(super) enum Verdict {
@@ -71,6 +73,18 @@ impl Shard {
                 };
                 self.tell_disk_trouble("write", segment, &result);
                 self.queue.borrow_mut().handle_done(id, result);
+            }
+            Effect::Read { id, plan } => {
+                let shard = self.clone();
+                super::io::spawn(async move {
+                    let result = shard.read_plan(&plan).await;
+                    if let Err(error) = &result {
+                        let text = format!("queue: cannot read a message: {error}");
+                        shard.log(|log, now| log.critical(now, &text));
+                    }
+                    shard.queue.borrow_mut().handle_read(id, result);
+                    shard.commit_bell.ring();
+                });
             }
             Effect::Sync { id, segment } => {
                 self.counters().queue_syncs.one();
@@ -141,6 +155,7 @@ impl Shard {
                     let waiter = self.waiters.borrow_mut().remove(&ticket);
                     self.not_committed(waiter.expect("every ticket has one waiter"));
                 }
+                Some(Event::Held { mid, rids, what }) => self.hold_damaged(mid, &rids, what),
                 Some(Event::Intake(Some(why))) => {
                     let text = format!("queue: new mail is refused with 452 from now on: {why}");
                     self.log(|log, now| log.warning(now, &text));
@@ -228,7 +243,29 @@ impl Shard {
 
     /// Reads a message back from its segment; `None` when it is gone, or damaged and now held.
     pub(super) async fn read_back(self: &Rc<Self>, handle: Handle) -> Option<Arc<Message>> {
-        let plan = self.queue.borrow().read_plan(handle)?;
+        loop {
+            match self.read_once(handle).await {
+                // It was copied forward while it was read.
+                Err(damaged) if damaged.moved => {}
+                Err(damaged) => {
+                    let mid = self.queue.borrow().summary(handle).map_or(Mid(0), |s| s.mid);
+                    self.hold_damaged(mid, &damaged.held, damaged.what);
+                    return None;
+                }
+                Ok(stored) => {
+                    let what = "its record does not fit its checksum";
+                    self.hold_damaged(stored.mid, &stored.held, what);
+                    let (envelope, body) = stored.into_parts();
+                    return Some(Arc::new(Message { envelope, body, received_us: None }));
+                }
+            }
+        }
+    }
+
+    async fn read_once(&self, handle: Handle) -> Result<StoredMessage, Damaged> {
+        let plan = self.queue.borrow().read_plan(handle);
+        let gone = Damaged { held: Vec::new(), what: "no longer queued", moved: false };
+        let plan = plan.ok_or(gone)?;
         let octets = match self.read_plan(&plan).await {
             Ok(octets) => octets,
             Err(error) => {
@@ -237,19 +274,7 @@ impl Shard {
                 Vec::new()
             }
         };
-        let parsed = self.queue.borrow_mut().parse(handle, octets);
-        match parsed {
-            Ok(stored) => {
-                self.hold_damaged(stored.mid, &stored.held, "its record does not fit its checksum");
-                let (envelope, body) = stored.into_parts();
-                Some(Arc::new(Message { envelope, body, received_us: None }))
-            }
-            Err(damaged) => {
-                let mid = self.queue.borrow().summary(handle).map_or(Mid(0), |s| s.mid);
-                self.hold_damaged(mid, &damaged.held, damaged.what);
-                None
-            }
-        }
+        self.queue.borrow_mut().parse(handle, &plan, octets)
     }
 
     fn hold_damaged(&self, mid: Mid, held: &[crate::mail::Rid], what: &str) {

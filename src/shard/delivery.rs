@@ -45,6 +45,8 @@ pub(super) struct Delivery {
     pub(super) host: usize,
     /// The failure on the last host tried.
     pub(super) last: Option<(Failure, Dcid)>,
+    /// A host of this attempt failed for the moment: it may take later what another one cannot.
+    pub(super) failed_for_now: bool,
     /// Every command waits for its reply: the repeat after a reply that spoke of our dialogue.
     pub(super) strict: bool,
 }
@@ -240,6 +242,7 @@ impl Shard {
             tried: HostSet::default(),
             host: 0,
             last: None,
+            failed_for_now: false,
             strict: false,
         }
     }
@@ -399,6 +402,7 @@ impl Delivery {
             tried: self.tried,
             host: self.host,
             last: self.last.clone(),
+            failed_for_now: self.failed_for_now,
             strict: self.strict,
         }
     }
@@ -406,6 +410,7 @@ impl Delivery {
     /// The connection to the host whose turn this delivery took failed: it was tried.
     pub(super) fn host_failed(&mut self, failure: Failure, dcid: Dcid) {
         self.tried.insert(self.host);
+        self.failed_for_now |= failure.status.class == 4;
         self.last = Some((failure, dcid));
     }
 

@@ -146,12 +146,12 @@ impl Shard {
         if now.mono < served.hold_off.get() {
             return;
         }
-        let Some(destination) = served.lane.borrow().peek().map(|d| d.destination.clone()) else {
-            return;
-        };
+        let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.strict));
+        let Some((destination, strict)) = head else { return };
         let growth = Growth {
             deliveries: served.backlog(),
-            window_deliveries: served.windows.get(),
+            // A strict repeat wants a connection of its own, however much the others take.
+            window_deliveries: if strict { 0 } else { served.windows.get() },
             connecting: served.connecting.get(),
             connections: served.connecting.get() + served.ready.get(),
             connections_max: destination.controls.connections_max as usize,

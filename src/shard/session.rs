@@ -151,6 +151,8 @@ struct Dialogue<'a> {
     /// The deliveries whose transactions are under way, in the order of their keys.
     under_way: VecDeque<UnderWay>,
     is_ready: bool,
+    /// Ready since this round: the lane has not been looked at again.
+    is_fresh: bool,
     transactions: u64,
     key: u64,
     /// Set while the reply to a final dot is awaited.
@@ -197,6 +199,7 @@ impl<'a> Dialogue<'a> {
             session,
             under_way: VecDeque::new(),
             is_ready: false,
+            is_fresh: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
@@ -216,6 +219,10 @@ impl<'a> Dialogue<'a> {
                 self.hear(event);
             }
             self.take_work().await;
+            if std::mem::take(&mut self.is_fresh) && self.shard.stopping() == Stopping::No {
+                // What this session did not take may want one more.
+                self.shard.grow(self.served);
+            }
             if !self.obey(&mut connection) {
                 break;
             }
@@ -353,7 +360,7 @@ impl<'a> Dialogue<'a> {
         if served.host.session_opened(self.shard.id, now) {
             self.shard.shared.ring_all();
         }
-        self.shard.grow(served);
+        self.is_fresh = true;
     }
 
     fn heard(&self) {

@@ -81,7 +81,7 @@ impl Shard {
         }
         let context = Context {
             more_hosts: self.has_more_hosts(&delivery),
-            failed_elsewhere: delivery.last.is_some(),
+            failed_elsewhere: delivery.failed_for_now,
             strict_done: delivery.strict,
             possible_delivery: self.config().possible_delivery,
         };
@@ -107,6 +107,7 @@ impl Shard {
             self.counters().failovers.one();
             self.release(delivery.handle, &rids);
             let mut piece = delivery.part(rids);
+            piece.failed_for_now |= failure.status.class == 4;
             piece.last = Some((failure, dcid));
             self.go_on(Step::Route(piece));
         }

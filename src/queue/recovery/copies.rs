@@ -1,0 +1,126 @@
+//! Several copies of one recipient: which one counts.
+//!
+//! Owns: the choice, and the extents that are free after it. Never: the reading of tables.
+//!
+//! The highest copy counts, for changes are made in it first. A copy that is marked as moved
+//! does not: either a higher one stands elsewhere, or its commit failed. Where any copy says that
+//! the recipient is settled, it is: the copy may be older on disk than that.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::super::format::{SegmentKind, Slot, State};
+use super::super::report::RecoveryCase;
+use super::super::segment::Medium;
+use super::Opening;
+use crate::mail::{Mid, Rid};
+
+/// Recipients that have copies.
+#[derive(Default)]
+struct Copies {
+    highest: HashMap<(Mid, Rid), u16>,
+    settled: HashSet<(Mid, Rid)>,
+}
+
+impl<M: Medium> Opening<'_, M> {
+    /// Of several copies of a recipient one counts; the others are marked as moved.
+    pub(super) fn supersede(&mut self) {
+        let copies = self.copies();
+        if copies.highest.is_empty() {
+            return;
+        }
+        let mut handles = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            cursor = self.queue.walk(at, 1 << 16, &mut handles);
+        }
+        for handle in handles {
+            for (rid, mid, copy) in self.queue.copies_of(handle) {
+                let Some(highest) = copies.highest.get(&(mid, rid)) else { continue };
+                let counts = *highest <= copy && !copies.settled.contains(&(mid, rid));
+                if !counts && self.queue.superseded(handle, rid) {
+                    let text = format!("MID {mid} RID {rid}: copy {copy} does not count");
+                    self.recovered.note(RecoveryCase::Superseded, text);
+                }
+            }
+        }
+        for list in
+            [&mut self.recovered.uncertain, &mut self.recovered.poison, &mut self.recovered.damaged]
+        {
+            each_once(list);
+        }
+    }
+
+    fn copies(&mut self) -> Copies {
+        let mut copies = Copies::default();
+        let mut mids = HashSet::new();
+        for (segment, first, entries) in std::mem::take(&mut self.copies) {
+            let live = &self.queue.segments[segment];
+            for slot in first..first + entries {
+                let Ok(Slot::Entry(entry)) = live.slot(slot) else { continue };
+                mids.insert(entry.mid);
+                if live.state(slot).state != State::Moved {
+                    let copy = copies.highest.entry((entry.mid, entry.rid)).or_default();
+                    *copy = (*copy).max(entry.copy);
+                }
+            }
+        }
+        if mids.is_empty() {
+            return copies;
+        }
+        for live in &self.queue.segments {
+            if live.header.kind != SegmentKind::Messages {
+                continue;
+            }
+            for slot in 0..live.geometry.slots {
+                if !mids.contains(&live.mid(slot)) {
+                    continue;
+                }
+                let Ok(Slot::Entry(entry)) = live.slot(slot) else { continue };
+                match live.state(slot).state {
+                    State::Delivered | State::Bounced | State::Discarded | State::Deleted => {
+                        copies.settled.insert((entry.mid, entry.rid));
+                    }
+                    State::Ready | State::Deferred => {}
+                    State::Poison | State::Damaged | State::Moved => {}
+                }
+            }
+        }
+        copies
+    }
+
+    /// Extents that no message uses.
+    pub(super) fn derive_extents(&mut self) {
+        let mut used = HashSet::new();
+        for (segment, first, entries, places) in std::mem::take(&mut self.large) {
+            let live = &self.queue.segments[segment];
+            if (first..first + entries).any(|slot| !live.state(slot).state.is_settled()) {
+                used.extend(places.iter().map(|place| (place.segment, place.index)));
+            }
+        }
+        let own = self.queue.options.shard.0;
+        for (position, segment) in self.queue.segments.iter().enumerate() {
+            let name = segment.header.segment;
+            // An adopted directory goes back to its shard one day: what a message of another
+            // directory kept there, nobody would find then.
+            let usable = name.directory() == own && !segment.poisoned;
+            if segment.header.kind == SegmentKind::Extents && usable {
+                let all = (0..segment.geometry.extents()).rev();
+                let free = all.filter(|index| !used.contains(&(name, *index)));
+                self.queue.extents_free.extend(free.map(|index| (position, index)));
+            }
+        }
+    }
+}
+
+/// Both copies of a recipient may have been in flight.
+fn each_once(list: &mut Vec<(Mid, Vec<Rid>)>) {
+    let mut all: Vec<(Mid, Rid)> = list
+        .drain(..)
+        .flat_map(|(mid, rids)| rids.into_iter().map(move |rid| (mid, rid)))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    for (mid, rid) in all {
+        super::by_message(list, mid, rid);
+    }
+}
