@@ -33,6 +33,8 @@ fn serve(
     seen: &Seen,
     final_reply: impl Fn(usize, &[u8]) -> Option<&'static str>,
 ) {
+    // The first line names the host.
+    peer.extensions.insert(0, "peer.test".into());
     peer.extensions.push("CHUNKING".into());
     if !peer.hello() {
         return;

@@ -156,7 +156,7 @@ impl Conversation {
         if !self.expect("EHLO") {
             return false;
         }
-        let mut reply = "250-peer.test\r\n".to_owned();
+        let mut reply = String::new();
         for extension in &self.extensions {
             reply.push_str(&format!("250-{extension}\r\n"));
         }
