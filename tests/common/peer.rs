@@ -156,7 +156,7 @@ impl Conversation {
         if !self.expect("EHLO") {
             return false;
         }
-        let mut reply = String::new();
+        let mut reply = "250-peer.test\r\n".to_owned();
         for extension in &self.extensions {
             reply.push_str(&format!("250-{extension}\r\n"));
         }
