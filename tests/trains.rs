@@ -8,7 +8,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use common::peer::Message;
 use common::{Conversation, Engine, Peer, Setup, io_modes};
@@ -33,8 +33,6 @@ fn serve(
     seen: &Seen,
     final_reply: impl Fn(usize, &[u8]) -> Option<&'static str>,
 ) {
-    // The first line names the host.
-    peer.extensions.insert(0, "peer.test".into());
     peer.extensions.push("CHUNKING".into());
     if !peer.hello() {
         return;
@@ -161,8 +159,10 @@ fn a_lost_reply_makes_doubt_but_no_loss_and_ends_the_trains() {
     let io = io_modes()[0];
     let seen = Arc::new(Seen::default());
     let own = seen.clone();
+    let lost = AtomicBool::new(false);
     let peer = Peer::start(move |peer, _| {
-        serve(peer, &own, |bdat, _| (bdat != 20).then_some("250 2.0.0 taken"));
+        let loses = |bdat| bdat >= 20 && !lost.swap(true, Ordering::SeqCst);
+        serve(peer, &own, |bdat, _| (!loses(bdat)).then_some("250 2.0.0 taken"));
     });
     let back = Peer::good();
     let routes = format!("train.test {}\nback.test {}\n", peer.host(0), back.host(0));
