@@ -48,7 +48,7 @@ pub(super) struct Served {
     pub(super) key: PoolKey,
     pub(super) host: Arc<Host>,
     pub(super) lane: RefCell<Lane<Delivery>>,
-    /// Bells of sessions that are ready and have nothing to do.
+    /// Bells of sessions that have room, those with nothing under way last.
     pub(super) idle: RefCell<Vec<Rc<Bell>>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
