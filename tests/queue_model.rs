@@ -3,6 +3,8 @@
 //! A life is named by its seed: `RINGPOST_MODEL_SEED=n cargo test --test queue_model` repeats
 //! one, `RINGPOST_MODEL_SEEDS=n` runs the first n instead of a few.
 
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
 #[path = "queue_model/faults.rs"]
 mod faults;
 #[path = "queue_model/model.rs"]
