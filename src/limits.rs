@@ -73,6 +73,16 @@ pub const REPLY_OCTETS_MAX: usize = 64 * 1024;
 /// write: bounds what thousands of recipients put into one buffer.
 pub const COMMAND_GROUP_OCTETS: usize = 64 * 1024;
 
+/// Transactions in flight on one session to a next hop.
+pub const TRAIN_MESSAGES_MAX: u32 = 64;
+
+/// Message octets in flight on one session to a next hop; a larger message goes alone.
+pub const TRAIN_OCTETS_MAX: usize = 1 << 20;
+
+/// How long a host gets one transaction at a time, after its replies in a train could not be told
+/// apart, in milliseconds.
+pub const TRAIN_PLAIN_MS: u64 = 24 * 3_600_000;
+
 /// How long the peer's end of file is awaited after QUIT, in milliseconds.
 pub const QUIT_WAIT_MS: u64 = 5_000;
 

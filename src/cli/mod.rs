@@ -8,13 +8,19 @@
 //! in its help, and `--json`. Results go to stdout, everything else to stderr.
 
 mod args;
+mod check;
+mod config;
+mod demo;
 mod exit;
 mod process;
+mod route;
 mod serve;
 mod sink;
 mod source;
+mod status;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -31,7 +37,12 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
+    Demo(demo::Arguments),
     Serve(Box<serve::Arguments>),
+    Check(Box<check::Arguments>),
+    Config(Box<config::Arguments>),
+    Status(Box<status::Arguments>),
+    Route(Box<route::Arguments>),
     Sink(Box<sink::Arguments>),
     Source(Box<source::Arguments>),
 }
@@ -39,7 +50,12 @@ enum Verb {
 impl Verb {
     fn run(self) -> Result<Exit, CliError> {
         match self {
+            Verb::Demo(arguments) => arguments.run(),
             Verb::Serve(arguments) => arguments.run(),
+            Verb::Check(arguments) => arguments.run(),
+            Verb::Config(arguments) => arguments.run(),
+            Verb::Status(arguments) => arguments.run(),
+            Verb::Route(arguments) => arguments.run(),
             Verb::Sink(arguments) => arguments.run(),
             Verb::Source(arguments) => arguments.run(),
         }
@@ -61,6 +77,21 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode, Cl
         }
         Err(error) => Err(CliError::usage(&error, &named_verb(&arguments))),
     }
+}
+
+/// Prints a result. A reader that went away has seen enough of it.
+fn print(result: impl std::fmt::Display) -> Result<Exit, CliError> {
+    match writeln!(io::stdout(), "{result}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::new(Exit::IoErr, format!("cannot write the result: {error}")))
+        }
+        _ => Ok(Exit::Ok),
+    }
+}
+
+/// A result as one line of JSON.
+fn json(result: &impl serde::Serialize) -> Result<String, CliError> {
+    serde_json::to_string(result).map_err(|error| CliError::new(Exit::Software, error))
 }
 
 /// `ringpost`, with the verb behind it if the arguments name one.

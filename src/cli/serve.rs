@@ -2,11 +2,13 @@
 //!
 //! Owns: the order of a start, and what it says on the terminal. Never: the work.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use super::exit::{CliError, Exit};
 use crate::config;
-use crate::control;
+use crate::control::{self, Token, TokenError};
+use crate::queue::SpoolError;
 use crate::shard::Engine;
 use crate::shard::engine::StartError;
 
@@ -30,31 +32,30 @@ impl Arguments {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         let snapshot = match config::load(self.config.as_deref()) {
             Ok(snapshot) => snapshot,
-            Err(problems) => {
-                for problem in &problems {
-                    eprintln!("{problem}");
-                }
-                return Ok(Exit::Config);
-            }
+            Err(problems) => return Ok(super::check::refuse(&problems)),
         };
         super::process::raise_descriptor_limit();
         let admin = control::bind(snapshot.admin.address).map_err(|error| {
+            let exit = match error.kind() {
+                ErrorKind::PermissionDenied => Exit::NoPerm,
+                _ => Exit::Unavailable,
+            };
             let address = snapshot.admin.address;
-            CliError::new(Exit::Unavailable, format!("cannot listen on {address} (admin): {error}"))
+            let what = format!("cannot listen on {address}: {error}; choose another admin.address");
+            CliError::new(exit, what)
         })?;
         let admin_address = admin.local_addr().map_err(|e| CliError::new(Exit::OsErr, e))?;
-        if snapshot.routes.rows().is_empty() {
-            eprintln!(
-                "ringpost: no routes: every recipient gets 451 4.4.4 until DNS is supported; \
-                 set routes = \"smtproutes\" in the configuration"
-            );
+        let token = Token::load_or_make(&snapshot.admin.token_file).map_err(token_error)?;
+        if let Some(note) = super::check::without_default_route(&snapshot) {
+            eprintln!("ringpost: {note}");
         }
         let engine = Engine::start(snapshot).map_err(start_error)?;
         if let Some(note) = engine.note() {
             eprintln!("ringpost: {note}");
         }
-        self.announce(&engine, admin_address);
-        control::run(engine, admin, self.config).map_err(|e| CliError::new(Exit::OsErr, e))?;
+        let announce = |engine: &Engine| self.announce(engine, admin_address);
+        control::run(engine, admin, self.config.clone(), token, announce)
+            .map_err(|e| CliError::new(Exit::OsErr, e))?;
         Ok(Exit::Ok)
     }
 
@@ -76,14 +77,27 @@ impl Arguments {
     }
 }
 
+/// What a token that cannot be had means for a verb.
+pub(super) fn token_error(error: TokenError) -> CliError {
+    let exit = match (&error, error.kind()) {
+        (_, ErrorKind::PermissionDenied) => Exit::NoPerm,
+        (TokenError::Malformed(_), _) => Exit::Config,
+        _ => Exit::IoErr,
+    };
+    CliError::new(exit, error)
+}
+
 fn start_error(error: StartError) -> CliError {
+    let denied = |error: &std::io::Error| error.kind() == ErrorKind::PermissionDenied;
     let exit = match &error {
-        StartError::Ring(_) => Exit::Unavailable,
-        StartError::Listen(_, e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+        StartError::Listen(_, e) | StartError::Spool(SpoolError::Io(_, e)) if denied(e) => {
             Exit::NoPerm
         }
-        StartError::Listen(..) => Exit::Unavailable,
-        StartError::Spool(_) => Exit::TempFail,
+        StartError::Ring(_) | StartError::Listen(..) => Exit::Unavailable,
+        StartError::Spool(SpoolError::Locked { .. }) => Exit::TempFail,
+        StartError::Spool(SpoolError::FutureVersion(_)) => Exit::Unavailable,
+        StartError::Spool(SpoolError::Damaged(_)) => Exit::DataErr,
+        StartError::Spool(SpoolError::Io(..)) => Exit::IoErr,
         StartError::Shard(_) => Exit::OsErr,
     };
     CliError::new(exit, error)

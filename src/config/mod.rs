@@ -33,8 +33,8 @@ pub use net::IpNet;
 pub use problem::Problem;
 pub use reference::{default_toml, render};
 pub use snapshot::{
-    AdminSettings, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode, ListenerSettings, Snapshot,
-    Store,
+    AdminSettings, CommitMode, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode,
+    ListenerSettings, Snapshot, Store,
 };
 pub use tuning::Tuning;
 pub use value::{show_duration, show_size};

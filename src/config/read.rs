@@ -18,7 +18,8 @@ use super::net::IpNet;
 use super::problem::{Report, Source, nearest, quote};
 use super::section::Section;
 use super::snapshot::{
-    AdminSettings, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode, ListenerSettings, Snapshot,
+    AdminSettings, CommitMode, DEFAULT_PROFILE, Destinations, DnsSettings, IoMode,
+    ListenerSettings, Snapshot,
 };
 use super::tuning::{self, Tuning};
 use super::value::{
@@ -73,7 +74,6 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
     let routes = smtproutes::configured(place, &mut top);
     let listeners = listeners(&mut top, &hostname, &bounce_profiles);
     let admin = admin(place, top.section("admin"), &queue.spool, &listeners);
-    top.get("commit", choice(&[("sync", ())], &["deliver-or-sync"]));
     top.later("user");
     top.later("group");
     top.later("auth");
@@ -83,6 +83,7 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
         epoch: 1,
         shards: usize::try_from(shards).expect("a small limit"),
         io: top.get("io", choice(&IO_MODES, &[])).unwrap_or_default(),
+        commit: top.get("commit", choice(&COMMIT_MODES, &[])).unwrap_or_default(),
         possible_delivery: top
             .get("possible_delivery", choice(&POSSIBLE_DELIVERY, &[]))
             .unwrap_or_default(),
@@ -112,6 +113,10 @@ pub(super) fn snapshot(place: &Place<'_>, mut top: Section<'_>) -> Snapshot {
 /// Words of `io`.
 pub(super) const IO_MODES: [(&str, IoMode); 3] =
     [("auto", IoMode::Auto), ("ring", IoMode::Ring), ("epoll", IoMode::Epoll)];
+
+/// Words of `commit`.
+pub(super) const COMMIT_MODES: [(&str, CommitMode); 2] =
+    [("deliver-or-sync", CommitMode::DeliverOrSync), ("sync", CommitMode::Sync)];
 
 /// Words of `possible_delivery`.
 pub(super) const POSSIBLE_DELIVERY: [(&str, PossibleDelivery); 2] =
@@ -239,7 +244,7 @@ fn listener(
 ) -> ListenerSettings {
     let default = default_listener(hostname);
     let address = section.get("address", socket_address).unwrap_or(default.address);
-    if others.iter().any(|other| other.address == address) {
+    if address.port() != 0 && others.iter().any(|other| other.address == address) {
         let what = refuse(format_args!("{address} is taken by a listener above"), "each one once");
         section.refuse_key("address", &what);
     }
@@ -310,7 +315,8 @@ fn admin(
 ) -> AdminSettings {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8025));
     let address = section.get("address", socket_address).unwrap_or(default);
-    if listeners.iter().any(|listener| listener.address == address) {
+    let taken = listeners.iter().any(|listener| listener.address == address);
+    if taken && address.port() != 0 {
         let what = refuse(format_args!("{address} is taken by a listener"), "one of its own");
         section.refuse_key("address", &what);
     }
@@ -417,7 +423,7 @@ fn controls(
 ) -> DestinationControls {
     let tls = ["preferred", "required", "preferred-verify", "required-verify"];
     section.get("tls", choice(&[("none", ())], &tls));
-    section.get("trains", choice(&[("off", ())], &["auto"]));
+    let trains = section.get("trains", choice(&[("auto", true), ("off", false)], &[]));
     section.get("limit_type", choice(&[("domain", ())], &["host"]));
     section.get("ip_version", choice(&[("prefer-v6", ())], &IP_VERSIONS_LATER));
     section.get("recipient_limit", recipient_limit);
@@ -433,6 +439,7 @@ fn controls(
         recipients_per_transaction_max: section
             .get("max_recipients_per_transaction", integer(1..=recipients_max))
             .unwrap_or(default.recipients_per_transaction_max),
+        trains: trains.unwrap_or(default.trains),
         // The word "default" leaves the choice to the listener, as the ESA's does.
         bounce_profile: match bounce_profile {
             Some(name) => Some(name).filter(|name| &**name != DEFAULT_PROFILE),

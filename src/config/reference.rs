@@ -4,7 +4,7 @@
 
 use std::fmt::Write;
 
-use super::read::{IO_MODES, LOG_DETAILS, LOG_TIMES, LONG_LINES, POSSIBLE_DELIVERY};
+use super::read::{COMMIT_MODES, IO_MODES, LOG_DETAILS, LOG_TIMES, LONG_LINES, POSSIBLE_DELIVERY};
 use super::snapshot::{ListenerSettings, Snapshot};
 use super::value::{show_duration, show_size};
 use crate::schedule::settings::{BounceProfile, DestinationControls};
@@ -88,7 +88,7 @@ fn top(out: &mut Out, snapshot: &Snapshot) {
         out.text("routes", file.display());
     }
     out.text("io", word(&IO_MODES, snapshot.io));
-    out.text("commit", "sync");
+    out.text("commit", word(&COMMIT_MODES, snapshot.commit));
     out.text("possible_delivery", word(&POSSIBLE_DELIVERY, snapshot.possible_delivery));
     out.raw("max_connections_out", snapshot.connections_out_max);
     out.text("spool_max_size", show_size(snapshot.queue.octets_max));
@@ -161,7 +161,7 @@ fn controls(out: &mut Out, controls: &DestinationControls) {
     if let Some(name) = &controls.ehlo_name {
         out.text("ehlo_name", name);
     }
-    out.text("trains", "off");
+    out.text("trains", if controls.trains { "auto" } else { "off" });
 }
 
 fn timeouts(out: &mut Out, snapshot: &Snapshot) {

@@ -38,6 +38,16 @@ pub enum IoMode {
     Epoll,
 }
 
+/// What releases the 250 to a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CommitMode {
+    /// The commit, or the acceptance of every recipient by its next hop, whichever is first.
+    #[default]
+    DeliverOrSync,
+    /// The commit.
+    Sync,
+}
+
 /// One address that takes mail.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ListenerSettings {
@@ -113,6 +123,8 @@ pub struct Snapshot {
     pub shards: usize,
     /// The I/O engine.
     pub io: IoMode,
+    /// What releases a client's 250.
+    pub commit: CommitMode,
     /// What a lost reply to the final dot means.
     pub possible_delivery: PossibleDelivery,
     /// Outbound connections at the same time, all shards and destinations together.
@@ -190,6 +202,7 @@ impl Snapshot {
             ("spool", self.queue != new.queue),
             ("shards", self.shards != new.shards),
             ("io", self.io != new.io),
+            ("commit", self.commit != new.commit),
             ("possible_delivery", self.possible_delivery != new.possible_delivery),
             ("max_connections_out", self.connections_out_max != new.connections_out_max),
             ("shutdown_final_reply", self.shutdown_final_reply != new.shutdown_final_reply),

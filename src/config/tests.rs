@@ -77,7 +77,6 @@ fn unknown_keys_name_the_nearest_of_their_section() {
 fn what_does_not_exist_yet_says_so() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:25\"\n";
     for text in [
-        "commit = \"deliver-or-sync\"",
         "user = \"mail\"",
         "group = \"mail\"",
         "[auth.partner]\nusername = \"u\"",
@@ -90,7 +89,6 @@ fn what_does_not_exist_yet_says_so() {
         "[bounce_profile.default]\ndelay_warning = \"4h\"",
         "[destination.default]\ntls = \"preferred\"",
         "[destination.default]\ntls = \"required-verify\"",
-        "[destination.default]\ntrains = \"auto\"",
         "[destination.default]\nlimit_type = \"host\"",
         "[destination.default]\nip_version = \"require-v4\"",
         "[destination.default]\nrecipient_limit = { recipients = 180, minutes = 1 }",

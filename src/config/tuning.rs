@@ -48,6 +48,9 @@ pub struct Tuning {
     pub socket_buffer_octets: u32,
     /// Connections that one listening socket holds until they are accepted.
     pub listen_backlog: u32,
+    /// Longest time that a message is held back from the disk while its deliveries are under
+    /// way, in milliseconds.
+    pub hold_back_ms: u32,
 }
 
 impl Default for Tuning {
@@ -58,6 +61,7 @@ impl Default for Tuning {
             queue_segments_ahead: 2,
             socket_buffer_octets: 0,
             listen_backlog: 4096,
+            hold_back_ms: 20,
         }
     }
 }
@@ -85,7 +89,7 @@ pub struct EngineKey {
 }
 
 /// Every engine key.
-pub static ENGINE_KEYS: [EngineKey; 5] = [
+pub static ENGINE_KEYS: &[EngineKey] = &[
     EngineKey {
         name: "ringpost.hot_body_octets",
         what: "octets of message bodies that one shard keeps in memory after they are on disk",
@@ -125,6 +129,14 @@ pub static ENGINE_KEYS: [EngineKey; 5] = [
         range: 1..=65_535,
         get: |t| u64::from(t.listen_backlog),
         set: |t, value| t.listen_backlog = u32::try_from(value).expect("bounded by its range"),
+    },
+    EngineKey {
+        name: "ringpost.hold_back_ms",
+        what: "longest time a message is held back from the disk while it is being delivered",
+        form: Form::Count,
+        range: 0..=1000,
+        get: |t| u64::from(t.hold_back_ms),
+        set: |t, value| t.hold_back_ms = u32::try_from(value).expect("bounded by its range"),
     },
 ];
 
@@ -373,7 +385,7 @@ mod tests {
         assert_eq!(names(), ["balanced", "latency", "throughput"]);
         for name in names() {
             let profile = parsed(&embedded(&name).unwrap()).unwrap();
-            for key in &ENGINE_KEYS {
+            for key in ENGINE_KEYS {
                 assert!(profile.settings.iter().any(|s| s.key == key.name), "{name} {}", key.name);
             }
             assert!(profile.settings.iter().any(|s| !s.is_engine()), "{name}");

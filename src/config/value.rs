@@ -151,13 +151,11 @@ pub(super) fn optional_mailbox(value: &DeValue<'_>) -> Parsed<Option<Mailbox>> {
 
 /// An address with a port.
 pub(super) fn socket_address(value: &DeValue<'_>) -> Parsed<SocketAddr> {
-    let allowed = "an address with a port from 1 to 65535 such as \"127.0.0.1:2525\" or \
-                   \"[::1]:2525\"";
+    let allowed = "an address with a port (0: a free one, told at start) such as \
+                   \"127.0.0.1:2525\" or \"[::1]:2525\"";
     let text = string(value, allowed)?;
-    text.parse::<SocketAddr>()
-        .ok()
-        .filter(|address| address.port() != 0)
-        .ok_or_else(|| refuse(format_args!("{} is no address with a port", quote(text)), allowed))
+    let refused = |_| refuse(format_args!("{} is no address with a port", quote(text)), allowed);
+    text.parse::<SocketAddr>().map_err(refused)
 }
 
 /// The address of a DNS server; without a port, port 53.
@@ -306,9 +304,10 @@ mod tests {
     fn addresses() {
         assert!(parse("\"127.0.0.1:25\"", socket_address).is_ok());
         assert!(parse("\"[::1]:25\"", socket_address).is_ok());
-        for bad in ["127.0.0.1", "127.0.0.1:0", "localhost:25", "::1:25x", ""] {
+        for bad in ["127.0.0.1", "localhost:25", "::1:25x", ""] {
             assert!(parse(&format!("\"{bad}\""), socket_address).is_err(), "{bad}");
         }
+        assert!(parse("\"127.0.0.1:0\"", socket_address).is_ok(), "a free port");
         let server = parse("\"192.0.2.53\"", server_address).unwrap();
         assert_eq!(server.to_string(), "192.0.2.53:53");
         assert_eq!(parse("\"auto\"", source_address), Ok(None));

@@ -14,13 +14,16 @@ use super::room::Claim;
 use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Safe, Ticket};
 use crate::limits;
 use crate::mail::{Domain, Handle};
+use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
 pub(super) const COMMIT_OCTETS_MAX: u64 = 16 << 20;
 /// An append that waits for its commit.
 pub(super) struct Pending {
     pub(super) ticket: Ticket,
-    pub(super) message: NewMessage,
+    pub(super) message: Arc<NewMessage>,
+    /// Its deliveries began before its commit.
+    pub(super) early: Option<u32>,
     /// Positions of the recipients, by domain and RID: entries of a domain are adjacent.
     pub(super) order: Vec<u32>,
     pub(super) head_octets: usize,
@@ -77,6 +80,7 @@ pub(super) enum Phase {
 pub(super) struct Placed {
     pub(super) ticket: Ticket,
     pub(super) message_slot: u32,
+    pub(super) early: Option<u32>,
 }
 
 impl Commit {
@@ -100,6 +104,22 @@ impl Queue {
     /// # Errors
     /// See [`Full`]; the message is then not in the queue.
     pub fn append(&mut self, message: NewMessage) -> Result<Ticket, Full> {
+        let pending = self.admit(message)?;
+        let ticket = pending.ticket;
+        self.enqueue(pending);
+        Ok(ticket)
+    }
+
+    /// Puts a message that was admitted into the next commit.
+    pub(super) fn enqueue(&mut self, pending: Pending) {
+        let geometry = self.message_geometry();
+        let slot_share = (geometry.octets - geometry.body_offset) / u64::from(geometry.slots);
+        self.pending_octets += pending.octets().max(u64::from(pending.slots()) * slot_share);
+        self.pending.push_back(pending);
+    }
+
+    /// Is there room for this message?
+    pub(super) fn admit(&mut self, message: NewMessage) -> Result<Pending, Full> {
         assert!(!message.envelope.recipients.is_empty(), "a message without recipients");
         assert!(message.envelope.recipients.len() <= limits::RECIPIENTS_MAX);
         let pending = self.measure(message)?;
@@ -123,10 +143,7 @@ impl Queue {
         if self.pending_octets + need + self.extents_wanting(&pending) > self.room(claim) {
             return Err(Full::NoSpace);
         }
-        let ticket = pending.ticket;
-        self.pending_octets += need;
-        self.pending.push_back(pending);
-        Ok(ticket)
+        Ok(pending)
     }
 
     /// Issues what can be issued now.
@@ -165,7 +182,8 @@ impl Queue {
         self.last_id += 1;
         Ok(Pending {
             ticket: Ticket(self.last_id),
-            message,
+            message: Arc::new(message),
+            early: None,
             order,
             head_octets,
             envelope_octets: (head_octets + recipient_octets) as u64,
@@ -199,6 +217,9 @@ impl Queue {
         let mut gather = self.gather(active);
         let mut without_extents = Vec::new();
         while let Some(pending) = self.pending.pop_front() {
+            if pending.early.is_some_and(|key| !self.early_needs_write(key)) {
+                continue;
+            }
             let gathered = gather.at - gather.commit.body_start;
             let slots = count(gather.commit.slots.len());
             let many = gather.commit.messages.len() >= self.options.commit_messages_max;
@@ -220,7 +241,7 @@ impl Queue {
                 if coming {
                     self.pending.push_front(pending);
                 } else {
-                    self.events.push_back(Event::Failed { ticket: pending.ticket });
+                    self.fail(pending.ticket, pending.early);
                 }
             }
         }
@@ -268,9 +289,18 @@ impl Queue {
     }
 
     fn fail_pending(&mut self) {
-        let failed = self.pending.drain(..).map(|p| Event::Failed { ticket: p.ticket });
-        self.events.extend(failed);
+        for pending in std::mem::take(&mut self.pending) {
+            self.fail(pending.ticket, pending.early);
+        }
         self.pending_octets = 0;
+    }
+
+    /// A message is not on disk and will not be: its client hears 451, unless every recipient
+    /// was accepted before.
+    fn fail(&mut self, ticket: Ticket, early: Option<u32>) {
+        if early.is_none_or(|key| self.early_failed(key)) {
+            self.events.push_back(Event::Failed { ticket });
+        }
     }
 
     fn fits(&self, segment: usize, pending: &Pending, slots: u32, octets: u64) -> bool {
@@ -373,8 +403,9 @@ impl Queue {
         let segments = &self.segments;
         let usable = commit.extents.iter().filter(|(segment, _)| !segments[*segment].poisoned);
         self.extents_free.extend(usable);
-        let failed = commit.messages.iter().map(|m| Event::Failed { ticket: m.ticket });
-        self.events.extend(failed);
+        for message in &commit.messages {
+            self.fail(message.ticket, message.early);
+        }
     }
 
     fn finish_commit(&mut self) {
@@ -386,18 +417,28 @@ impl Queue {
         }
         for message in &commit.messages {
             let (slot, entries) = self.group(commit.segment, message.message_slot);
-            self.counts.pending += u64::from(slot.entries);
             let mut handles = Vec::with_capacity(1);
             let first = message.message_slot + 1 - slot.group_slots();
             let (segment, message_slot) = (commit.segment, message.message_slot);
+            let live_before = self.segments[segment].live;
             self.enter_at(segment, first, message_slot, &entries, &mut handles);
+            self.counts.pending += u64::from(self.segments[segment].live - live_before);
             let with_domain = |handle: Handle| match self.domain(handle) {
                 Some(domain) => (handle, domain.clone()),
                 None => unreachable!("a handle was just entered"),
             };
-            let handles = handles.into_iter().map(with_domain).collect();
+            let mut handles: Vec<_> = handles.into_iter().map(with_domain).collect();
+            if let Some(key) = message.early {
+                let is_open = self.early_committed(key, &handles);
+                self.free_if_empty(segment);
+                if !is_open {
+                    continue;
+                }
+                handles.retain(|(handle, _)| self.index.get(*handle).is_some());
+            }
+            let pending = u64::from(self.segments[segment].live - live_before);
             let (ticket, safe) = (message.ticket, Safe(()));
-            self.events.push_back(Event::Committed { ticket, safe, handles });
+            self.events.push_back(Event::Committed { ticket, safe, handles, pending });
         }
         for moved in &commit.moves {
             self.switch(commit.segment, moved);
@@ -417,7 +458,7 @@ impl Queue {
             }
             let gone = self.settle_message(commit.segment, message.message_slot);
             assert!(gone, "all of it was just marked as deleted");
-            self.events.push_back(Event::Failed { ticket: message.ticket });
+            self.fail(message.ticket, message.early);
         }
     }
 

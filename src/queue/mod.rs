@@ -11,7 +11,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`format`] | every byte on disk, the assumptions about the medium, the states and moves |
+//! | [`mod@format`] | every byte on disk, the assumptions about the medium, states and moves |
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |
@@ -36,6 +36,7 @@ use hashbrown::HashMap;
 use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSafety, Rid, Wall};
 
 mod batch;
+mod early;
 pub mod format;
 mod forward;
 mod ids;
@@ -142,7 +143,8 @@ impl std::fmt::Display for Closed {
     }
 }
 
-/// Proof that a message is on disk. Made by a commit only.
+/// Proof that a message is on disk, or that every recipient is accepted by its next hop. Made by a
+/// commit and by full acceptance only.
 #[derive(Debug)]
 pub struct Safe(());
 
@@ -229,6 +231,16 @@ pub enum Event {
         safe: Safe,
         /// Its deliveries: one per receiving domain.
         handles: Vec<(Handle, Domain)>,
+        /// Recipients of it that are not settled: those that were not accepted before.
+        pending: u64,
+    },
+    /// Every recipient was accepted by its next hop, or discarded by its route, before the
+    /// commit: it is safe without the disk.
+    Accepted {
+        /// Which one.
+        ticket: Ticket,
+        /// The key to 250.
+        safe: Safe,
     },
     /// It is not on disk, and will not be found there at the next start: 451.
     Failed {
@@ -321,6 +333,7 @@ pub struct Queue {
     free: Vec<usize>,
     extents_free: Vec<(usize, u32)>,
     index: Index,
+    early: early::Early,
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
@@ -396,7 +409,7 @@ impl Queue {
             closed: self.closed,
             segments_poisoned: self.segments.iter().filter(|s| s.poisoned).count(),
             index_octets: self.index.octets(),
-            uncommitted: self.pending.len() + under_way,
+            uncommitted: self.pending.len() + under_way + self.early.held(),
         }
     }
 
@@ -429,6 +442,10 @@ impl Queue {
     /// The receiving domain of a handle.
     #[must_use]
     pub fn domain(&self, handle: Handle) -> Option<&Domain> {
+        let handle = self.current(handle);
+        if early::is_early(handle) {
+            return self.early_domain(handle);
+        }
         let record = self.index.get(handle)?;
         Some(self.index.domain(record.destination))
     }

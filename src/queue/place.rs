@@ -92,7 +92,8 @@ impl Queue {
             listener,
         });
         let message_slot = gather.commit.push(&slot, place);
-        gather.commit.messages.push(Placed { ticket: pending.ticket, message_slot });
+        let (ticket, early) = (pending.ticket, pending.early);
+        gather.commit.messages.push(Placed { ticket, message_slot, early });
     }
 
     fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
@@ -126,7 +127,11 @@ impl Queue {
             };
             gather.at += record.len() as u64;
             let slot = gather.commit.push(&Slot::Entry(entry), place);
-            gather.commit.set_words(slot, Some(StateWord::READY), None, place);
+            let word = match pending.early {
+                Some(key) => self.early_word(key, i),
+                None => StateWord::READY,
+            };
+            gather.commit.set_words(slot, Some(word), None, place);
         }
     }
 

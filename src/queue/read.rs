@@ -8,6 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::early::is_early;
 use super::format::{
     self, ExtentPlace, HeadTexts, MessageSlot, RecipientTexts, SegmentId, Slot, State, flags,
 };
@@ -148,6 +149,10 @@ impl Queue {
     /// What is known of a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn summary(&self, handle: Handle) -> Option<Summary> {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_summary(handle);
+        }
         let record = self.index.get(handle)?;
         let segment = &self.segments[usize::from(record.segment)];
         let Ok(Slot::Message(message)) = segment.slot(record.message_slot) else { return None };
@@ -196,6 +201,7 @@ impl Queue {
     /// What to read for a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn read_plan(&self, handle: Handle) -> Option<ReadPlan> {
+        let handle = self.current(handle);
         let record = self.index.get(handle)?;
         let (message, records) = self.layout(record)?;
         let segment = &self.segments[usize::from(record.segment)];
@@ -243,6 +249,7 @@ impl Queue {
     ) -> Result<StoredMessage, Damaged> {
         let nothing = |what, moved| Damaged { held: Vec::new(), what, moved };
         let gone = || nothing("no longer queued", false);
+        let handle = self.current(handle);
         let record = self.index.get(handle).ok_or_else(gone)?;
         let source = usize::from(record.segment);
         let first = self.segments[source].slot(record.first_slot);

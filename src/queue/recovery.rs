@@ -114,6 +114,7 @@ impl Queue {
             free: Vec::new(),
             extents_free: Vec::new(),
             index: super::Index::default(),
+            early: super::early::Early::default(),
             ids,
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,

@@ -2,6 +2,7 @@
 //!
 //! Owns: the moves between states and the counts. Never: the decision (`settle`), or a wait.
 
+use super::early::is_early;
 use super::format::{OutcomeWord, Slot, State, StateWord};
 use super::{LastOutcome, Queue, index};
 use crate::mail::{Accepted, Handle, Mid, Mono, PossiblyAccepted, Rid, Wall};
@@ -26,6 +27,10 @@ impl Queue {
     /// that were marked: pending, and not in flight yet.
     #[must_use]
     pub fn begin(&mut self, handle: Handle, rids: &[Rid]) -> Vec<Rid> {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_begin(handle, rids);
+        }
         let Some(record) = self.index.get(handle) else { return Vec::new() };
         let mut begun = Vec::with_capacity(rids.len());
         for rid in rids {
@@ -55,6 +60,7 @@ impl Queue {
 
     /// Failed for good.
     pub fn bounced(&mut self, handle: Handle, rid: Rid, last: &LastOutcome) -> Change {
+        let handle = self.on_disk(handle);
         if let Some(record) = self.index.get(handle)
             && let Some((slot, _)) = self.pending_word(record, rid)
         {
@@ -82,6 +88,7 @@ impl Queue {
         attempts: u32,
         next_attempt: Wall,
     ) -> Change {
+        let handle = self.on_disk(handle);
         let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
         let Some((slot, word)) = self.pending_word(record, rid) else { return NOT_APPLIED };
         self.put_outcome(record, slot, last);
@@ -98,6 +105,10 @@ impl Queue {
 
     /// Out of flight, untried: as it was before [`Self::begin`].
     pub fn release(&mut self, handle: Handle, rid: Rid) -> Change {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_release(handle, rid);
+        }
         let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
         let Some((slot, word)) = self.pending_word(record, rid) else { return NOT_APPLIED };
         if word.in_flight {
@@ -133,7 +144,17 @@ impl Queue {
         self.settle(handle, rid, State::Moved).applied
     }
 
-    fn settle(&mut self, handle: Handle, rid: Rid, state: State) -> Change {
+    /// A handle whose message is on disk: deferral and bounce wait for that.
+    fn on_disk(&self, handle: Handle) -> Handle {
+        assert!(!self.is_uncommitted(handle), "deferred or bounced before its commit");
+        self.current(handle)
+    }
+
+    pub(super) fn settle(&mut self, handle: Handle, rid: Rid, state: State) -> Change {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_settle(handle, rid, state);
+        }
         let Some(record) = self.index.get(handle) else { return NOT_APPLIED };
         let Some(slot) = self.slot_of(record, rid) else { return NOT_APPLIED };
         let segment = usize::from(record.segment);

@@ -222,6 +222,15 @@ impl Host {
         Status::Up
     }
 
+    /// True when it may not be used: down, waiting for its probe, or being probed.
+    #[must_use]
+    pub fn is_down(&self, now: Mono) -> bool {
+        match self.status(now) {
+            Status::Down { .. } | Status::ProbeDue | Status::Probing { .. } => true,
+            Status::Up | Status::SlowConnect | Status::PassedOver { .. } => false,
+        }
+    }
+
     /// True when a living session had a good reply within [`limits::ALIVE_REPLY_MS`].
     #[must_use]
     pub fn is_alive(&self, now: Mono) -> bool {

@@ -160,6 +160,31 @@ impl Plan {
         tries_max: usize,
         now: Mono,
     ) -> Self {
+        let host = |address| registry.host(address, now);
+        Self::of(pattern, addresses, tries_max, host, |key| registry.group(key, now))
+    }
+
+    /// As [`Plan::new`], for a forecast alone: what is not known stays unknown to `registry`, and
+    /// no use of anything is noted. Turns taken from it are nobody's.
+    #[must_use]
+    pub fn preview(
+        registry: &Registry,
+        pattern: &str,
+        addresses: &[(SocketAddr, u16)],
+        tries_max: usize,
+        now: Mono,
+    ) -> Self {
+        let host = |address| registry.known_or_unknown_host(address, now);
+        Self::of(pattern, addresses, tries_max, host, |key| registry.known_group(key))
+    }
+
+    fn of(
+        pattern: &str,
+        addresses: &[(SocketAddr, u16)],
+        tries_max: usize,
+        host: impl Fn(SocketAddr) -> Arc<Host>,
+        group: impl Fn(GroupKey) -> Arc<Group>,
+    ) -> Self {
         let mut sorted = addresses.to_vec();
         // Stable: hosts of one priority keep the order of the row.
         sorted.sort_by_key(|(_, priority)| *priority);
@@ -167,7 +192,7 @@ impl Plan {
         let mut seen = HashSet::with_capacity(sorted.len());
         sorted.retain(|(address, _)| seen.insert(*address));
         sorted.truncate(limits::ROUTE_HOSTS_MAX);
-        let hosts = sorted.iter().map(|(address, _)| registry.host(*address, now)).collect();
+        let hosts = sorted.iter().map(|(address, _)| host(*address)).collect();
         let mut groups = Vec::new();
         let mut start = 0;
         for same in sorted.chunk_by(|a, b| a.1 == b.1) {
@@ -176,7 +201,7 @@ impl Plan {
             let key = GroupKey { pattern: pattern.into(), priority, hosts: addresses };
             let range = start..start + same.len();
             start = range.end;
-            groups.push(PlanGroup { priority, group: registry.group(key, now), range });
+            groups.push(PlanGroup { priority, group: group(key), range });
         }
         Self { groups, hosts, tries_max }
     }
@@ -235,7 +260,7 @@ impl Plan {
     /// True while a delivery that has `tried` these hosts may try another one now.
     #[must_use]
     pub fn has_untried(&self, now: Mono, tried: &HostSet) -> bool {
-        let usable = |pick: Pick<'_>| !is_down(pick.host.status(now));
+        let usable = |pick: Pick<'_>| !pick.host.is_down(now);
         tried.len() < self.tries_max
             && self.picks(0..self.hosts.len()).any(|p| !tried.contains(p.index) && usable(p))
     }
@@ -243,7 +268,7 @@ impl Plan {
     /// True when no host may be used: each is down, waits for its probe, or is being probed.
     #[must_use]
     pub fn all_down(&self, now: Mono) -> bool {
-        self.hosts.iter().all(|host| is_down(host.status(now)))
+        self.hosts.iter().all(|host| host.is_down(now))
     }
 
     /// The hosts in the order in which one delivery would try them now. Takes no turn.
@@ -392,13 +417,6 @@ fn nth(set: &HostSet, turn: u64) -> Option<usize> {
 fn keep_first<'a>(first: &mut Option<(Mono, Pick<'a>)>, until: Mono, pick: Pick<'a>) {
     if first.is_none_or(|(earliest, _)| until < earliest) {
         *first = Some((until, pick));
-    }
-}
-
-fn is_down(status: Status) -> bool {
-    match status {
-        Status::Down { .. } | Status::ProbeDue | Status::Probing { .. } => true,
-        Status::Up | Status::SlowConnect | Status::PassedOver { .. } => false,
     }
 }
 

@@ -38,6 +38,10 @@ pub struct Group {
 }
 
 impl Group {
+    fn new(key: GroupKey, now: Mono) -> Self {
+        Self { key, cursor: Cursor::new(), used_ms: AtomicU64::new(now.0) }
+    }
+
     /// Its name.
     #[must_use]
     pub fn key(&self) -> &GroupKey {
@@ -91,13 +95,30 @@ impl Registry {
             group.used_ms.fetch_max(now.0, Ordering::Relaxed);
             return Arc::clone(group);
         }
-        let group = Arc::new(Group {
-            key: key.clone(),
-            cursor: Cursor::new(),
-            used_ms: AtomicU64::new(now.0),
-        });
+        let group = Arc::new(Group::new(key.clone(), now));
         state.groups.insert(key, Arc::clone(&group));
         group
+    }
+
+    /// The host at `address`, if it is known. No use of it is noted: for forecasts.
+    #[must_use]
+    pub fn known_host(&self, address: SocketAddr) -> Option<Arc<Host>> {
+        self.lock().hosts.get(&address).map(Arc::clone)
+    }
+
+    /// The group named `key`, if it is known; else one of its own with its cursor at 0, which
+    /// nobody else will find. No use of it is noted: for forecasts.
+    #[must_use]
+    pub(super) fn known_group(&self, key: GroupKey) -> Arc<Group> {
+        let known = self.lock().groups.get(&key).map(Arc::clone);
+        known.unwrap_or_else(|| Arc::new(Group::new(key, Mono(0))))
+    }
+
+    /// The host at `address` if it is known; else one nobody has spoken to, which nobody else
+    /// will find.
+    pub(super) fn known_or_unknown_host(&self, address: SocketAddr, now: Mono) -> Arc<Host> {
+        let known = self.known_host(address);
+        known.unwrap_or_else(|| Arc::new(Host::new(address, self.shards, now)))
     }
 
     /// All hosts, in the order of their addresses: for metrics and status pages.

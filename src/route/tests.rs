@@ -429,3 +429,24 @@ fn every_state_has_a_word() {
     assert_eq!(host.status(Mono(0)).name(), "down");
     assert_eq!(host.status(Mono(1000)).name(), "probe due");
 }
+
+#[test]
+fn a_preview_sees_what_is_known_and_makes_nothing_known() {
+    let registry = Registry::new(2);
+    let addresses = [(address(0), 0), (address(1), 0), (address(2), 5)];
+    let preview = || Plan::preview(&registry, "example.com", &addresses, usize::MAX, Mono(9));
+    let order = |plan: &Plan| -> Vec<SocketAddr> {
+        plan.explain(Mono(9)).iter().map(|forecast| forecast.host.address()).collect()
+    };
+    assert_eq!(order(&preview()), [address(0), address(1), address(2)]);
+    assert!(registry.hosts().is_empty() && registry.groups().is_empty());
+    assert!(registry.known_host(address(0)).is_none());
+    // With the real plan's cursor and hosts.
+    let real = plan(&registry, &[0, 0, 5]);
+    assert_eq!(turn(&real, 1, &[]), Some(0));
+    failed(&real, 2, 2);
+    let used = registry.known_host(address(1)).unwrap().last_used();
+    assert_eq!(order(&preview()), [address(1), address(0), address(2)]);
+    assert!(matches!(preview().explain(Mono(9))[2].status, Status::Down { .. }));
+    assert_eq!(registry.known_host(address(1)).unwrap().last_used(), used);
+}

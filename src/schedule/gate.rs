@@ -165,7 +165,20 @@ impl Gate {
         }
     }
 
-    /// Every host of the destination is down.
+    /// Has host number `host` refused since the last success?
+    #[must_use]
+    pub fn has_refused(&self, host: usize) -> bool {
+        self.refused.get(host / 64).is_some_and(|word| word.load(Acquire) >> (host % 64) & 1 == 1)
+    }
+
+    /// Host number `host` went down: what it said before is forgotten, for its health decides now.
+    pub fn forget_refusal(&self, host: usize) {
+        if let Some(word) = self.refused.get(host / 64) {
+            word.fetch_and(!(1 << (host % 64)), AcqRel);
+        }
+    }
+
+    /// Every host of the destination is down, or refuses.
     pub fn hosts_down(&self) {
         self.step_down();
     }

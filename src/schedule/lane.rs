@@ -103,6 +103,30 @@ impl<D> Lane<D> {
         }
         std::mem::take(&mut self.blocked)
     }
+
+    /// Another lane of a group has run empty: the last delivery of a destination that was set
+    /// aside for this lane, if `of` names its destination because its turn may go there instead.
+    /// The destination is to be poked.
+    pub fn relieve(
+        &mut self,
+        of: impl Fn(&D) -> Option<DestinationId>,
+    ) -> Option<(D, DestinationId)> {
+        if self.blocked.is_empty() {
+            return None;
+        }
+        let is_blocked = |d: &D| of(d).is_some_and(|id| self.blocked.contains(&id));
+        let at = self.deliveries.iter().rposition(is_blocked)?;
+        let delivery = self.deliveries.remove(at)?;
+        let id = of(&delivery)?;
+        self.blocked.retain(|blocked| *blocked != id);
+        Some((delivery, id))
+    }
+
+    /// True while a destination is set aside because this lane is full.
+    #[must_use]
+    pub fn holds_up(&self) -> bool {
+        !self.blocked.is_empty()
+    }
 }
 
 /// What decides whether a lane gets one more connection.
@@ -151,6 +175,22 @@ mod tests {
         assert_eq!(lane.pop(), Some(0));
         assert_eq!(lane.drain().into_iter().next(), Some(2));
         assert!(lane.is_empty());
+    }
+
+    #[test]
+    fn a_lane_gives_up_what_holds_up_a_destination() {
+        let id = DestinationId::for_test(3);
+        let mut lane = Lane::default();
+        while lane.push(1).is_ok() {}
+        let of = |delivery: &u32| (*delivery == 2).then_some(id);
+        assert_eq!(lane.relieve(of), None, "nobody is set aside");
+        lane.push_bound(2);
+        lane.block(id);
+        assert!(lane.holds_up());
+        assert_eq!(lane.relieve(|_| None), None, "its turn may not go elsewhere");
+        assert_eq!(lane.relieve(of), Some((2, id)));
+        assert!(!lane.holds_up());
+        assert_eq!(lane.relieve(of), None);
     }
 
     #[test]

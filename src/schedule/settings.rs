@@ -64,6 +64,8 @@ pub struct DestinationControls {
     pub messages_per_connection_max: u32,
     /// Recipients of one transaction.
     pub recipients_per_transaction_max: u32,
+    /// Several transactions may be in flight on one connection, where the host answers well.
+    pub trains: bool,
     /// Name of the bounce profile; `None`: the listener's.
     pub bounce_profile: Option<Arc<str>>,
     /// Source address; `None`: the system chooses.
@@ -78,6 +80,7 @@ impl Default for DestinationControls {
             connections_max: 500,
             messages_per_connection_max: 50,
             recipients_per_transaction_max: 100,
+            trains: true,
             bounce_profile: None,
             interface: None,
             ehlo_name: None,

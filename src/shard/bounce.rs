@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::Shard;
 use super::commit::Waiter;
 use super::delivery::Delivery;
+use super::early::Parked;
 use super::hot::Message;
 use crate::mail::{
     BodyKind, Dcid, Envelope, Failure, Handle, Mid, Notify, Now, Recipient, Rid, Wall,
@@ -54,6 +55,10 @@ impl Shard {
         dcid: Dcid,
         host: Option<SocketAddr>,
     ) {
+        if self.must_park(delivery.handle) {
+            let (mid, piece) = (delivery.mid, Parked::Bounce(delivery, failure, last, dcid, host));
+            return self.park(mid, piece);
+        }
         for rid in &delivery.rids {
             self.log(|log, now| log.bounced(now, dcid, delivery.mid, *rid, &failure));
         }
@@ -95,7 +100,7 @@ impl Shard {
                     }
                     log.ready(now, mid, body.bytes.len() as u64, None);
                 });
-                let message = Arc::new(Message { envelope, body, received: None });
+                let message = Arc::new(Message { envelope, body, received_us: None });
                 let of = Reported {
                     handle: delivery.handle,
                     mid: delivery.mid,

@@ -32,6 +32,8 @@ pub(super) enum Waiter {
     Client {
         mid: Mid,
         message: Arc<Message>,
+        /// Its deliveries began before its commit.
+        early: bool,
         verdict: Rc<RefCell<Option<Verdict>>>,
         bell: Rc<Bell>,
     },
@@ -135,15 +137,19 @@ impl Shard {
     }
 
     /// What the queue says of appends.
-    fn hear_queue(self: &Rc<Self>) {
+    pub(super) fn hear_queue(self: &Rc<Self>) {
         loop {
             let event = self.queue.borrow_mut().poll_event();
             match event {
                 None => return,
-                Some(Event::Committed { ticket, safe, handles }) => {
+                Some(Event::Accepted { ticket, safe }) => {
+                    let waiter = self.waiters.borrow_mut().remove(&ticket);
+                    self.accepted(waiter.expect("every ticket has one waiter"), safe);
+                }
+                Some(Event::Committed { ticket, safe, handles, pending }) => {
                     let waiter = self.waiters.borrow_mut().remove(&ticket);
                     let waiter = waiter.expect("every ticket has one waiter");
-                    self.committed(waiter, safe, &handles);
+                    self.committed(waiter, safe, &handles, pending);
                 }
                 Some(Event::Failed { ticket }) => {
                     let waiter = self.waiters.borrow_mut().remove(&ticket);
@@ -161,7 +167,28 @@ impl Shard {
         }
     }
 
-    fn committed(self: &Rc<Self>, waiter: Waiter, safe: Safe, handles: &[(Handle, Domain)]) {
+    /// Every recipient was accepted before the commit: the client is answered, and nothing is
+    /// left to be done.
+    fn accepted(self: &Rc<Self>, waiter: Waiter, safe: Safe) {
+        let Waiter::Client { mid, message, verdict, bell, .. } = waiter else {
+            unreachable!("reports are not delivered before their commit")
+        };
+        self.uncommitted.borrow_mut().remove(&mid);
+        let counters = self.counters();
+        counters.unwritten_messages.one();
+        counters.messages_in.one();
+        counters.octets_in.add(message.body.bytes.len() as u64);
+        verdict.replace(Some(Verdict::Safe(safe)));
+        bell.ring();
+    }
+
+    fn committed(
+        self: &Rc<Self>,
+        waiter: Waiter,
+        safe: Safe,
+        handles: &[(Handle, Domain)],
+        pending: u64,
+    ) {
         let counters = self.counters();
         counters.commits.one();
         let (mid, message) = match &waiter {
@@ -169,20 +196,28 @@ impl Shard {
                 (*mid, message.clone())
             }
         };
-        let recipients = message.envelope.recipients.len() as u64;
-        counters.pending.add(recipients);
+        counters.pending.add(pending);
         self.hot.borrow_mut().insert(mid, message.clone());
-        self.log(|log, now| log.queued(now, mid));
         match waiter {
-            Waiter::Client { verdict, bell, .. } => {
-                counters.accepted_from_clients.add(recipients);
+            Waiter::Client { verdict, bell, early, .. } => {
+                counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
+                if let Some(received_us) = message.received_us {
+                    let latency_us = super::io::now_us().saturating_sub(received_us);
+                    self.commit_latencies.borrow_mut().record_us(latency_us);
+                }
                 counters.octets_in.add(message.body.bytes.len() as u64);
                 verdict.replace(Some(Verdict::Safe(safe)));
                 bell.ring();
+                if early {
+                    self.uncommitted.borrow_mut().remove(&mid);
+                    return self.unpark(mid);
+                }
+                self.log(|log, now| log.queued(now, mid));
             }
             Waiter::Report { of, .. } => {
-                counters.generated_here.add(recipients);
+                self.log(|log, now| log.queued(now, mid));
+                counters.generated_here.add(pending);
                 self.report_stored(&of);
             }
         }
@@ -193,7 +228,9 @@ impl Shard {
 
     fn not_committed(self: &Rc<Self>, waiter: Waiter) {
         match waiter {
-            Waiter::Client { verdict, bell, .. } => {
+            Waiter::Client { mid, verdict, bell, .. } => {
+                self.uncommitted.borrow_mut().remove(&mid);
+                self.withdraw(mid);
                 verdict.replace(Some(Verdict::Failed));
                 bell.ring();
             }
@@ -219,7 +256,7 @@ impl Shard {
                     let what = "its record does not fit its checksum";
                     self.hold_damaged(stored.mid, &stored.held, what);
                     let (envelope, body) = stored.into_parts();
-                    return Some(Arc::new(Message { envelope, body, received: None }));
+                    return Some(Arc::new(Message { envelope, body, received_us: None }));
                 }
             }
         }

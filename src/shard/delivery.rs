@@ -12,12 +12,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::destination::{Destination, Way, no_route};
+use super::early::Parked;
 use super::hot::Message;
 use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
-use crate::queue::{State, Summary};
-use crate::route::{Choice, HostSet};
+use crate::queue::{RecipientSummary, State, Summary};
+use crate::route::{Choice, Host, HostSet};
 use crate::schedule::settings::BounceProfile;
 use crate::schedule::{DestinationId, Sign, retry};
 
@@ -44,6 +45,8 @@ pub(super) struct Delivery {
     pub(super) host: usize,
     /// The failure on the last host tried.
     pub(super) last: Option<(Failure, Dcid)>,
+    /// A host of this attempt failed for the moment: it may take later what another one cannot.
+    pub(super) failed_for_now: bool,
     /// Every command waits for its reply: the repeat after a reply that spoke of our dialogue.
     pub(super) strict: bool,
 }
@@ -89,6 +92,7 @@ impl Shard {
             }
             // route: a turn among the hosts that are up and not tried yet.
             Step::Route(mut delivery) => {
+                self.follow_route(&mut delivery);
                 let destination = delivery.destination.clone();
                 let plan = match &destination.way {
                     Way::Hosts(plan) => plan,
@@ -123,6 +127,14 @@ impl Shard {
                 Some((failure, dcid)) => self.defer(delivery, failure, dcid),
                 None => self.no_host_is_up(delivery),
             },
+        }
+    }
+
+    /// Under a new configuration the destination may have other hosts, none of them tried.
+    fn follow_route(&self, delivery: &mut Delivery) {
+        if delivery.destination.epoch != self.config().epoch {
+            delivery.destination = self.destination(&delivery.destination.domain);
+            delivery.tried = HostSet::default();
         }
     }
 
@@ -167,12 +179,7 @@ impl Shard {
             return Vec::new();
         };
         let now = self.now().wall;
-        let due = |r: &&crate::queue::RecipientSummary| match r.state {
-            State::Ready => true,
-            State::Deferred => r.next_attempt <= now,
-            _ => false,
-        };
-        let due: Vec<_> = summary.recipients.iter().filter(due).collect();
+        let due = due_at(&summary, now);
         let rids: Vec<Rid> = due.iter().map(|r| r.rid).collect();
         let attempts = due.iter().map(|r| u32::from(r.attempts)).max().unwrap_or(0);
         let all = self.delivery_of(handle, &summary, rids, attempts);
@@ -235,6 +242,7 @@ impl Shard {
             tried: HostSet::default(),
             host: 0,
             last: None,
+            failed_for_now: false,
             strict: false,
         }
     }
@@ -259,22 +267,24 @@ impl Shard {
 
     /// Puts a delivery into the lane of the host whose turn it took. `bound`: the lane is full
     /// and the turn must not be lost; the destination then feeds no more until there is room.
-    pub(super) fn enter_lane(
-        self: &Rc<Self>,
-        delivery: Delivery,
-        host: &Arc<crate::route::Host>,
-        bound: bool,
-    ) {
+    pub(super) fn enter_lane(self: &Rc<Self>, delivery: Delivery, host: &Arc<Host>, bound: bool) {
         let served = self.lane(&delivery.destination, host);
-        let id = self.under_way.borrow().get(&delivery.handle).map(|under_way| under_way.id);
+        let id = self.id_of(delivery.handle);
+        let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
-        lane.push_bound(delivery);
+        pieces.into_iter().for_each(|piece| lane.push_bound(piece));
         if let (true, Some(id)) = (bound, id) {
             lane.block(id);
+            self.holds_up(&served);
             self.destinations.borrow_mut().pause(id);
         }
         drop(lane);
         self.serve(&served);
+    }
+
+    /// The destination of a handle that is under way.
+    pub(super) fn id_of(&self, handle: Handle) -> Option<DestinationId> {
+        self.under_way.borrow().get(&handle).map(|under_way| under_way.id)
     }
 
     /// The recipients as the session needs them.
@@ -283,7 +293,8 @@ impl Shard {
         delivery: Delivery,
     ) -> Option<(Delivery, Arc<Message>)> {
         let hot = self.hot.borrow().get(delivery.mid);
-        if let Some(message) = hot {
+        let known = hot.or_else(|| self.uncommitted.borrow().get(&delivery.mid).cloned());
+        if let Some(message) = known {
             return Some((delivery, message));
         }
         match self.read_back(delivery.handle).await {
@@ -344,7 +355,21 @@ impl Shard {
         }
         let Some(under_way) = all.remove(&handle) else { return };
         drop(all);
+        self.end_handle(handle, under_way);
+    }
+
+    /// All pieces of a handle have ended: what is left of it goes to the timers.
+    pub(super) fn end_handle(&self, handle: Handle, under_way: UnderWay) {
         let summary = self.queue.borrow().summary(handle);
+        if let Some(summary) = &summary
+            && !summary.recipients.is_empty()
+            && self.must_park(handle)
+        {
+            return self.park(summary.mid, Parked::Rest(handle, under_way));
+        }
+        let early = handle;
+        let handle = self.queue.borrow().current(early);
+        self.queue.borrow_mut().forget_early(early);
         let mut destinations = self.destinations.borrow_mut();
         if let Some(summary) = summary {
             let now = self.now();
@@ -377,6 +402,7 @@ impl Delivery {
             tried: self.tried,
             host: self.host,
             last: self.last.clone(),
+            failed_for_now: self.failed_for_now,
             strict: self.strict,
         }
     }
@@ -384,7 +410,16 @@ impl Delivery {
     /// The connection to the host whose turn this delivery took failed: it was tried.
     pub(super) fn host_failed(&mut self, failure: Failure, dcid: Dcid) {
         self.tried.insert(self.host);
+        self.failed_for_now |= failure.status.class == 4;
         self.last = Some((failure, dcid));
+    }
+
+    /// Its index of `host`, if that is an untried one of the priority of its present host.
+    pub(super) fn equal_host(&self, host: &Host) -> Option<usize> {
+        let plan = self.destination.plan()?;
+        let index = plan.hosts().iter().position(|known| known.address() == host.address())?;
+        let is_equal = plan.priority(index) == plan.priority(self.host);
+        (is_equal && !self.tried.contains(index)).then_some(index)
     }
 
     /// Its recipients out of the message's envelope.
@@ -392,6 +427,21 @@ impl Delivery {
         let wanted = |r: &&Recipient| self.rids.contains(&r.rid);
         message.envelope.recipients.iter().filter(wanted).cloned().collect()
     }
+}
+
+/// The recipients to be attempted at `now`. A handle without one that is due was made ready
+/// before its time, by a wake-up or by the operator: all that are deferred go then.
+fn due_at(summary: &Summary, now: Wall) -> Vec<&RecipientSummary> {
+    let by = |now: Wall| {
+        let is_due = move |r: &&RecipientSummary| match r.state {
+            State::Ready => true,
+            State::Deferred => r.next_attempt <= now,
+            _ => false,
+        };
+        summary.recipients.iter().filter(is_due).collect::<Vec<_>>()
+    };
+    let due = by(now);
+    if due.is_empty() { by(Wall(u64::MAX)) } else { due }
 }
 
 /// When the first pending recipient is due; ready ones are due at once.

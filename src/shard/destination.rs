@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::Shard;
 use crate::config::Snapshot;
-use crate::mail::{Domain, Enhanced, Failure, Now};
-use crate::route::{Permits, Plan, Target};
+use crate::mail::{Domain, Enhanced, Failure, Mono, Now};
+use crate::route::{Host, Permits, Plan, Target};
 use crate::schedule::Gate;
 use crate::schedule::settings::DestinationControls;
 
@@ -43,6 +43,16 @@ impl Destination {
             Way::Hosts(plan) => Some(plan),
             Way::Discard | Way::Nowhere => None,
         }
+    }
+
+    /// True when each of its hosts is down or has refused since the last success: the gate is
+    /// down then. A host that refuses greeting or EHLO is down, and comes up by its probe.
+    pub(super) fn has_no_host(&self, now: Mono) -> bool {
+        self.plan().is_some_and(|plan| {
+            let lost =
+                |(i, host): (usize, &Arc<Host>)| self.gate.has_refused(i) || host.is_down(now);
+            plan.hosts().iter().enumerate().all(lost)
+        })
     }
 
     /// The source address of its connections.

@@ -19,6 +19,7 @@ use super::connection::Bell;
 use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
 use super::{Shard, Shared, Stopping};
+use crate::config::tuning::Tuning;
 use crate::config::{IoMode, Snapshot, Store};
 use crate::mail::time::millis;
 use crate::mail::{Mono, ShardId};
@@ -154,12 +155,14 @@ fn bind(config: &Snapshot, shards: usize) -> Result<(Vec<SocketAddr>, Bound), St
     for (number, listener) in config.listeners.iter().enumerate() {
         let failed = |error| StartError::Listen(listener.address, error);
         // Without this look a second engine would share the port through SO_REUSEPORT.
-        io::is_free(listener.address).map_err(failed)?;
-        let first = BoundListener::bind(listener.address).map_err(failed)?;
+        io::wait_until_free(listener.address).map_err(failed)?;
+        let Tuning { listen_backlog, socket_buffer_octets, .. } = config.tuning;
+        let bind = |address| BoundListener::bind(address, listen_backlog, socket_buffer_octets);
+        let first = bind(listener.address).map_err(failed)?;
         let address = first.local_addr().map_err(failed)?;
         bound[0].push((number, first));
         for of_shard in &mut bound[1..] {
-            of_shard.push((number, BoundListener::bind(address).map_err(failed)?));
+            of_shard.push((number, bind(address).map_err(failed)?));
         }
         listening.push(address);
     }
@@ -219,6 +222,9 @@ impl Shard {
             medium,
             queue: RefCell::new(queue),
             segment_files: RefCell::new(adopted),
+            uncommitted: RefCell::default(),
+            parked: RefCell::default(),
+            usual_delivery_us: Cell::new(0),
             waiters: RefCell::default(),
             hot: RefCell::new(Hot::new(
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
@@ -229,14 +235,17 @@ impl Shard {
             pool: RefCell::default(),
             mail_log: RefCell::new(MailLog::new(zone, config.log.detail)),
             latencies: RefCell::default(),
+            commit_latencies: RefCell::default(),
             bells: RefCell::default(),
             commit_bell: Bell::default(),
             feed_bell: Bell::default(),
             log_bell: Bell::default(),
+            hold_bell: Bell::default(),
             clients: Cell::new(0),
             sessions: Cell::new(0),
             takes_mail: Cell::new(true),
             stopped_at: Cell::new(None),
+            snapshot: RefCell::new(Rc::new(Snapshot::clone(&config))),
             shared,
         });
         shard.take_over(&recovered);
@@ -283,6 +292,7 @@ impl Shard {
             }
         }
         io::spawn(self.clone().run_commits());
+        io::spawn(self.clone().run_hold_back());
         io::spawn(self.clone().run_log());
         io::spawn(self.clone().run_ticks());
         io::spawn(self.clone().run_doorbell());
@@ -308,6 +318,7 @@ impl Shard {
             io::sleep(Duration::from_millis(50)).await;
         }
         // What is left is cut; a transaction past its final dot is uncertain at the next start.
+        self.queue.borrow_mut().release_held(Mono(u64::MAX));
         self.queue.borrow_mut().flush();
         self.commit_bell.ring();
         while !self.queue.borrow().is_quiet() {

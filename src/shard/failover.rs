@@ -51,7 +51,7 @@ impl Shard {
                     debug_assert!(of_head.plan().is_some_and(|plan| plan.hosts().len() > index));
                     self.tell_gate(&of_head, &served.host, judged.sign);
                 }
-                self.host_is_down(served, failure, dcid);
+                self.host_is_down(served, failure, dcid, judged.sign);
             }
         }
     }
@@ -80,13 +80,19 @@ impl Shard {
     /// A connect has run for two seconds: if another host of the route is up, the lane's
     /// deliveries take new turns.
     pub(super) fn connect_is_slow(self: &Rc<Self>, served: &Rc<Served>) {
-        if served.ready.get() > 0 {
-            return;
+        if served.ready.get() == 0 {
+            self.yield_lane(served);
         }
+    }
+
+    /// The host of this lane gives no answer: deliveries that have another host that is up take
+    /// new turns, the others stay.
+    pub(super) fn yield_lane(self: &Rc<Self>, served: &Rc<Served>) {
         let now = self.now().mono;
         let (stay, go): (Vec<_>, Vec<_>) = self.drain_lane(served).into_iter().partition(|d| {
-            let other = d.destination.plan().is_some_and(|plan| plan.has_up(now, &d.tried));
-            !other
+            let mut without = d.tried;
+            without.insert(d.host);
+            !d.destination.plan().is_some_and(|plan| plan.has_up(now, &without))
         });
         let mut lane = served.lane.borrow_mut();
         stay.into_iter().rev().for_each(|delivery| lane.give_back(delivery));
@@ -94,10 +100,19 @@ impl Shard {
         self.new_turns(go);
     }
 
-    fn host_is_down(self: &Rc<Self>, served: &Rc<Served>, failure: &ConnectionFailure, dcid: Dcid) {
+    fn host_is_down(
+        self: &Rc<Self>,
+        served: &Rc<Served>,
+        failure: &ConnectionFailure,
+        dcid: Dcid,
+        sign: Sign,
+    ) {
         let mut deliveries = self.drain_lane(served);
         if let Some(first) = deliveries.first_mut() {
             first.host_failed(failure.as_failure(), dcid);
+            if let Some(under_way) = self.under_way.borrow_mut().get_mut(&first.handle) {
+                under_way.sign = sign;
+            }
             self.counters().failovers.one();
         }
         self.new_turns(deliveries);
@@ -112,17 +127,18 @@ impl Shard {
     fn tell_gate(&self, destination: &Destination, host: &Host, sign: Sign) {
         let Some(plan) = destination.plan() else { return };
         let now = self.now().mono;
-        match sign {
-            Sign::HostRefusal => {
-                let same = |known: &std::sync::Arc<Host>| known.address() == host.address();
-                if let Some(index) = plan.hosts().iter().position(same) {
-                    destination.gate.refusal(index, plan.hosts().len());
-                }
+        let same = |known: &std::sync::Arc<Host>| known.address() == host.address();
+        let index = plan.hosts().iter().position(same);
+        match (sign, index) {
+            // Its health decides as long as it is down, and its probe brings it back.
+            (_, Some(index)) if host.is_down(now) => destination.gate.forget_refusal(index),
+            (Sign::HostRefusal, Some(index)) => {
+                destination.gate.refusal(index, plan.hosts().len());
             }
-            Sign::Success => destination.gate.success(now),
-            Sign::Trouble | Sign::Mailbox => {}
+            (Sign::Success, _) => destination.gate.success(now),
+            (Sign::HostRefusal | Sign::Trouble | Sign::Mailbox, _) => {}
         }
-        if plan.all_down(now) {
+        if destination.has_no_host(now) {
             destination.gate.hosts_down();
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::mail::{Body, Envelope, Mid, Mono};
+use crate::mail::{Body, Envelope, Mid};
 
 /// A message as a session needs it.
 #[derive(Debug)]
@@ -19,8 +19,8 @@ pub(super) struct Message {
     pub(super) envelope: Envelope,
     /// Its bytes.
     pub(super) body: Arc<Body>,
-    /// When its final dot came; `None` when it was read back.
-    pub(super) received: Option<Mono>,
+    /// When its final dot came, in microseconds of `io::now_us`; `None` when it was read back.
+    pub(super) received_us: Option<u64>,
 }
 
 /// The store of one shard.
@@ -91,7 +91,7 @@ mod tests {
             recipients: vec![],
         };
         let body = Arc::new(Body { bytes: vec![0; octets], facts: Default::default() });
-        Arc::new(Message { envelope, body, received: None })
+        Arc::new(Message { envelope, body, received_us: None })
     }
 
     #[test]

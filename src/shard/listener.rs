@@ -17,7 +17,7 @@ use super::connection::{Connection, Happened};
 use super::hot::Message;
 use super::io::{self, Gather, Listener, Socket};
 use super::{Shard, Stopping};
-use crate::config::ListenerSettings;
+use crate::config::{CommitMode, ListenerSettings};
 use crate::mail::{Body, Icid, Mailbox, Mid, Now, Rid};
 use crate::queue::{Full, NewMessage};
 use crate::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session, Transaction};
@@ -104,7 +104,6 @@ impl<'a> Client<'a> {
                 }
             }
             bell.set_deadline(Some(self.session.deadline()));
-            let now = self.shard.now();
             match connection.next().await {
                 Happened::Received(Ok(1..)) | Happened::Sent(Ok(())) => self.go_on(&mut connection),
                 Happened::Received(_) | Happened::Sent(Err(_)) => {
@@ -114,9 +113,9 @@ impl<'a> Client<'a> {
                     break true;
                 }
                 Happened::Rung => {
-                    self.answer(now);
-                    if self.shard.stopping() != Stopping::No {
-                        self.session.begin_shutdown(&mut self.gate());
+                    self.answer(self.shard.now());
+                    if self.shard.stopping() != Stopping::No && !self.stop() {
+                        break true;
                     }
                     self.go_on(&mut connection);
                 }
@@ -126,6 +125,19 @@ impl<'a> Client<'a> {
             }
         };
         self.close(connection, lost).await;
+    }
+
+    /// The engine stops. False when this client has had its time, and 421 does not leave either.
+    fn stop(&mut self) -> bool {
+        if !self.shard.grace_is_over() {
+            self.session.begin_shutdown(&mut self.gate());
+            return true;
+        }
+        if self.session.should_close() {
+            return false;
+        }
+        self.session.end_shutdown(&mut self.gate());
+        true
     }
 
     fn open(&mut self, local: IpAddr, counted: bool, early: bool) {
@@ -199,15 +211,23 @@ impl<'a> Client<'a> {
             cause: None,
             body: body.clone(),
         };
-        let appended = self.shard.queue.borrow_mut().append(new);
+        let envelope = transaction.envelope;
+        let received_us = Some(io::now_us());
+        let message = Arc::new(Message { envelope, body, received_us });
+        let early = self.shard.config().commit == CommitMode::DeliverOrSync;
+        let appended = if early {
+            self.shard.take_early(new, &message, now)
+        } else {
+            self.shard.queue.borrow_mut().append(new)
+        };
         match appended {
             Ok(ticket) => {
-                let envelope = transaction.envelope;
-                let message = Arc::new(Message { envelope, body, received: Some(now.mono) });
                 let (verdict, bell) = (self.verdict.clone(), connection.bell().clone());
-                let waiter = Waiter::Client { mid, message, verdict, bell };
+                let waiter = Waiter::Client { mid, message, early, verdict, bell };
                 self.shard.waiters.borrow_mut().insert(ticket, waiter);
-                self.shard.commit_bell.ring();
+                if !early {
+                    self.shard.commit_bell.ring();
+                }
                 self.awaited = Some(mid);
             }
             Err(full) => {

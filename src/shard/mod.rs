@@ -16,6 +16,7 @@
 //! | `failover` | settle: what a failed connection does |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
+//! | `early` | deliver-or-sync: between the final dot and the commit |
 //! | `hot`, `connection`, `log`, `shared`, `engine` | bytes in memory; a socket under a task; the log's writer; what shards share; threads |
 //!
 //! Shared between shards are only the members of [`Shared`]: the configuration snapshot, cursors
@@ -29,6 +30,7 @@ mod commit;
 pub mod connection;
 mod delivery;
 mod destination;
+mod early;
 pub mod engine;
 mod failover;
 mod hot;
@@ -42,13 +44,14 @@ mod shared;
 mod tick;
 
 use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use crate::config::Snapshot;
-use crate::mail::{Dcid, Domain, Handle, Now, ShardId};
+use crate::mail::{Dcid, Domain, Handle, Mid, Now, ShardId};
 use crate::queue::{FileMedium, Queue, SegmentId};
 use crate::schedule::Destinations;
 use crate::telemetry::{Counters, Latencies, MailLog};
@@ -57,7 +60,8 @@ use commit::Waiter;
 use connection::Bell;
 use delivery::UnderWay;
 use destination::Destination;
-use hot::Hot;
+use early::Parked;
+use hot::{Hot, Message};
 use io::{Backend, File, Files};
 use pool::Pool;
 
@@ -69,10 +73,18 @@ pub struct Shard {
     id: ShardId,
     backend: Backend,
     shared: Arc<Shared>,
+    /// A copy of the configuration in force, looked at ten times a second and when the doorbell
+    /// rings: a reference count that all shards write per message would be a meeting point.
+    snapshot: RefCell<Rc<Snapshot>>,
     files: Files,
     medium: Arc<FileMedium>,
     queue: RefCell<Queue>,
     segment_files: RefCell<HashMap<SegmentId, File>>,
+    /// Messages that are not on disk yet, and pieces of their deliveries that wait for that.
+    uncommitted: RefCell<HashMap<Mid, Arc<Message>>>,
+    parked: RefCell<HashMap<Mid, Vec<Parked>>>,
+    /// The usual time from the final dot to the next hop's acceptance, in microseconds.
+    usual_delivery_us: Cell<u64>,
     /// Who waits for a commit.
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
@@ -84,12 +96,14 @@ pub struct Shard {
     pool: RefCell<Pool>,
     mail_log: RefCell<MailLog>,
     latencies: RefCell<Latencies>,
+    commit_latencies: RefCell<Latencies>,
     /// Bells of all connections, for the sweep of deadlines.
     bells: RefCell<Vec<Weak<Bell>>>,
     /// Rung when there is an effect to carry out, a delivery to feed, a line to write.
     commit_bell: Bell,
     feed_bell: Bell,
     log_bell: Bell,
+    hold_bell: Bell,
     clients: Cell<usize>,
     sessions: Cell<usize>,
     takes_mail: Cell<bool>,
@@ -102,8 +116,21 @@ impl Shard {
         io::now()
     }
 
-    fn config(&self) -> Arc<Snapshot> {
-        self.shared.config.load_full()
+    fn config(&self) -> Rc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Looks for a new configuration; what waits in lanes takes its turn anew under it, and
+    /// destinations that were set aside under the old one may feed again.
+    fn refresh_config(self: &Rc<Self>) {
+        if self.shared.config.load().epoch == self.config().epoch {
+            return;
+        }
+        self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
+        self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.turn_lanes_anew();
+        self.destinations.borrow_mut().poke_all();
+        self.feed_bell.ring();
     }
 
     fn counters(&self) -> &Counters {
@@ -131,6 +158,16 @@ impl Shard {
     /// for a million connections.
     fn next_dcid(&self) -> Dcid {
         self.queue.borrow_mut().ids().next_dcid().unwrap_or(Dcid(0))
+    }
+
+    /// A socket to a host, bound to a source address.
+    fn socket_to(
+        &self,
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> std::io::Result<io::Connecting> {
+        let buffer_octets = self.config().tuning.socket_buffer_octets;
+        io::Socket::to(self.backend, peer, source, buffer_octets)
     }
 
     /// Rings whoever a permit went to.

@@ -17,7 +17,7 @@ use hashbrown::HashMap;
 
 use super::Shard;
 use super::connection::Bell;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Step};
 use super::destination::Destination;
 use crate::mail::{Mono, Now};
 use crate::route::{Host, LaneFill, Permit, Permits, Pick, Probe, Status};
@@ -32,6 +32,8 @@ pub(super) struct PoolKey {
     pub(super) tls: TlsPolicy,
     pub(super) auth: Option<Arc<str>>,
     pub(super) ehlo_name: Arc<str>,
+    /// Several transactions may be in flight.
+    pub(super) trains: bool,
 }
 
 /// How a connection is secured.
@@ -50,6 +52,13 @@ pub(super) struct Served {
     pub(super) idle: RefCell<Vec<Rc<Bell>>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
+    /// What the ready sessions together take in one round trip.
+    pub(super) windows: Cell<usize>,
+    /// Sessions with a transaction under way, and when one of them last asked for something.
+    pub(super) outstanding: Cell<usize>,
+    pub(super) asked: Cell<Mono>,
+    /// No new connections before this: a permit was given back for another shard.
+    pub(super) hold_off: Cell<Mono>,
     /// The latest good reply of a session here.
     pub(super) heard: Cell<Option<Mono>>,
 }
@@ -65,6 +74,8 @@ impl Served {
 #[derive(Default)]
 pub(super) struct Pool {
     lanes: HashMap<PoolKey, Rc<Served>>,
+    /// Lanes that hold up a destination, or did a moment ago.
+    over_full: Vec<Rc<Served>>,
 }
 
 /// The permits of one connection.
@@ -83,6 +94,7 @@ impl Shard {
             tls: TlsPolicy::None,
             auth: None,
             ehlo_name: destination.ehlo_name.clone(),
+            trains: destination.controls.trains,
         };
         let mut pool = self.pool.borrow_mut();
         let entry = pool.lanes.entry(key).or_insert_with_key(|key| {
@@ -93,6 +105,10 @@ impl Shard {
                 idle: RefCell::default(),
                 connecting: Cell::new(0),
                 ready: Cell::new(0),
+                windows: Cell::new(0),
+                outstanding: Cell::new(0),
+                asked: Cell::default(),
+                hold_off: Cell::default(),
                 heard: Cell::new(None),
             })
         });
@@ -127,12 +143,15 @@ impl Shard {
             return;
         }
         let now = self.now();
-        let Some(destination) = served.lane.borrow().peek().map(|d| d.destination.clone()) else {
+        if now.mono < served.hold_off.get() {
             return;
-        };
+        }
+        let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.strict));
+        let Some((destination, strict)) = head else { return };
         let growth = Growth {
             deliveries: served.backlog(),
-            window_deliveries: served.ready.get(),
+            // A strict repeat wants a connection of its own, however much the others take.
+            window_deliveries: if strict { 0 } else { served.windows.get() },
             connecting: served.connecting.get(),
             connections: served.connecting.get() + served.ready.get(),
             connections_max: destination.controls.connections_max as usize,
@@ -247,9 +266,57 @@ impl Shard {
         }
     }
 
+    /// Lanes whose host has been silent for too long: their deliveries take new turns.
+    pub(super) fn look_for_silence(self: &Rc<Self>) {
+        let now = self.now().mono;
+        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        for served in lanes {
+            let waits = served.outstanding.get() > 0;
+            if waits && served.host.check_silence(served.asked.get(), now) {
+                self.yield_lane(&served);
+            }
+        }
+    }
+
+    /// A delivery waits for room in this lane, and its destination with it.
+    pub(super) fn holds_up(&self, served: &Rc<Served>) {
+        let over_full = &mut self.pool.borrow_mut().over_full;
+        if !over_full.iter().any(|known| Rc::ptr_eq(known, served)) {
+            over_full.push(served.clone());
+        }
+    }
+
+    /// This lane has run empty: a turn for a full one of the same group is passed over to it.
+    pub(super) fn relieve_full_lanes(self: &Rc<Self>, empty: &Rc<Served>) {
+        let mut pool = self.pool.borrow_mut();
+        if pool.over_full.is_empty() {
+            return;
+        }
+        pool.over_full.retain(|served| served.lane.borrow().holds_up());
+        let full = pool.over_full.clone();
+        drop(pool);
+        for served in full {
+            let of = |d: &Delivery| d.equal_host(&empty.host).and_then(|_| self.id_of(d.handle));
+            let Some((mut delivery, id)) = served.lane.borrow_mut().relieve(of) else { continue };
+            delivery.host = delivery.equal_host(&empty.host).unwrap_or(delivery.host);
+            empty.lane.borrow_mut().push_bound(delivery);
+            self.serve(empty);
+            self.poke(vec![id]);
+        }
+    }
+
     /// The lane's deliveries, which have to take new turns.
     pub(super) fn drain_lane(&self, served: &Served) -> Vec<Delivery> {
         served.lane.borrow_mut().drain().into()
+    }
+
+    /// After a reload: the deliveries of all lanes take new turns, under the new routes.
+    pub(super) fn turn_lanes_anew(self: &Rc<Self>) {
+        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        let waiting: Vec<_> = lanes.iter().flat_map(|served| self.drain_lane(served)).collect();
+        for delivery in waiting {
+            self.go_on(Step::Route(delivery));
+        }
     }
 
     /// Lanes that nobody uses are forgotten.

@@ -7,6 +7,7 @@
 //! that breaks under a transaction too.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -17,12 +18,20 @@ use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
 use super::pool::{Held, Served};
 use super::{Shard, Stopping};
-use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Stage};
+use crate::limits;
+use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
 use crate::route::Probe;
-use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, Transaction};
+use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolicy, Transaction};
 
 /// A connect without an answer for this long is slow: other hosts take its deliveries.
 const SLOW_CONNECT: Duration = Duration::from_millis(crate::route::host::SLOW_CONNECT_MS);
+
+/// A busy session keeps a permit that another shard waits for this long at most.
+const BUSY_MAX: Duration = Duration::from_secs(1);
+
+/// A lane that gave a permit back does not ask again for this long: permits are not handed over,
+/// and it would win its own one back.
+const HOLD_OFF: Duration = Duration::from_millis(200);
 
 /// Deliveries of a lane that a session looks at for one whose destination has a permit.
 const LOOK_AHEAD_MAX: usize = 64;
@@ -45,7 +54,9 @@ pub(super) async fn run(
             let peer = served.key.address;
             let from = local.unwrap_or(IpAddr::from([0, 0, 0, 0]));
             shard.log(|log, now| log.new_smtp_dcid(now, dcid, from, peer));
-            let dialogue = Dialogue::new(&shard, &served, &destination, dcid, local, held, probe);
+            let (from, of) = (bell.clone(), &destination);
+            let mut dialogue = Dialogue::new(&shard, &served, of, dcid, local, held, from);
+            dialogue.probe = probe;
             dialogue.run(Connection::new(socket, bell)).await;
             shard.log(|log, now| log.dcid_close(now, dcid));
             shard.counters().sessions_out.sub(1);
@@ -76,7 +87,7 @@ async fn connect(
 ) -> Result<Socket, ConnectionFailure> {
     let failed = |cause| ConnectionFailure { stage: Stage::Connect, cause };
     let network = |error: std::io::Error| failed(ConnectionCause::Network(error_text(&error)));
-    let connecting = Socket::to(shard.backend, served.key.address, destination.source());
+    let connecting = shard.socket_to(served.key.address, destination.source());
     let connecting = connecting.map_err(network)?;
     let socket = connecting.socket().clone();
     let mut stands = std::pin::pin!(connecting.stands());
@@ -120,6 +131,13 @@ fn error_text(error: &std::io::Error) -> Box<str> {
     plain.into()
 }
 
+/// A delivery whose transaction was handed to the session.
+struct UnderWay {
+    key: u64,
+    delivery: Delivery,
+    body_octets: u64,
+}
+
 /// The dialogue over a connection that stands.
 struct Dialogue<'a> {
     shard: &'a Rc<Shard>,
@@ -130,13 +148,23 @@ struct Dialogue<'a> {
     held: Held,
     probe: Option<Probe>,
     session: client::Session,
-    /// The delivery whose transaction is under way.
-    delivery: Option<Delivery>,
+    /// The deliveries whose transactions are under way, in the order of their keys.
+    under_way: VecDeque<UnderWay>,
     is_ready: bool,
+    /// Ready since this round: the lane has not been looked at again.
+    is_fresh: bool,
     transactions: u64,
     key: u64,
     /// Set while the reply to a final dot is awaited.
     past_dot: Cell<bool>,
+    /// What the session takes in one round trip, as counted in the lane.
+    window: usize,
+    /// The train window that the host remembers from us.
+    learned: Option<u32>,
+    bell: Rc<Bell>,
+    since: Mono,
+    /// When the last write was handed out, until the next reply.
+    asked: Option<Mono>,
 }
 
 impl<'a> Dialogue<'a> {
@@ -147,12 +175,17 @@ impl<'a> Dialogue<'a> {
         dcid: Dcid,
         local: Option<IpAddr>,
         held: Held,
-        probe: Option<Probe>,
+        bell: Rc<Bell>,
     ) -> Self {
         let settings = ClientSettings {
             ehlo_name: destination.ehlo_name.clone(),
             timeouts: shard.config().timeouts,
             messages_max: destination.controls.messages_per_connection_max,
+            train: match served.key.trains {
+                true => TrainPolicy::Auto { window: served.host.train_window() },
+                false => TrainPolicy::Off,
+            },
+            plain: served.host.is_spoken_to_plainly(shard.now().mono),
         };
         let session = client::Session::new(settings, shard.now());
         Self {
@@ -162,28 +195,50 @@ impl<'a> Dialogue<'a> {
             dcid,
             local,
             held,
-            probe,
+            probe: None,
             session,
-            delivery: None,
+            under_way: VecDeque::new(),
             is_ready: false,
+            is_fresh: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
+            window: 0,
+            learned: None,
+            bell,
+            since: shard.now().mono,
+            asked: None,
         }
     }
 
     async fn run(mut self, mut connection: Connection) {
         let bell = connection.bell().clone();
-        while self.obey(&mut connection) {
-            self.take_work(&bell).await;
+        loop {
+            // First what is over, then what comes next, so that one write carries all of it.
+            while let Some(event) = self.session.poll_event() {
+                self.hear(event);
+            }
+            self.take_work().await;
+            if std::mem::take(&mut self.is_fresh) && self.shard.stopping() == Stopping::No {
+                // What this session did not take may want one more.
+                self.shard.grow(self.served);
+            }
             if !self.obey(&mut connection) {
                 break;
+            }
+            // What came back just now, or was refused before it went out, makes room.
+            if self.has_room() {
+                self.take_work().await;
+                if !self.obey(&mut connection) {
+                    break;
+                }
             }
             bell.set_deadline(self.session.deadline());
             let happened = connection.next().await;
             let now = self.shard.now();
             match happened {
                 Happened::Received(Ok(1..)) => {
+                    self.note_reply(now.mono);
                     self.session.handle_input(connection.received(), now);
                     connection.done_with(connection.received().len());
                 }
@@ -207,13 +262,39 @@ impl<'a> Dialogue<'a> {
             match self.session.poll_output(self.shard.now()) {
                 Output::Send(chunks) => {
                     self.past_dot.set(self.session.is_past_final_dot());
+                    let now = self.shard.now().mono;
+                    self.asked = Some(now);
+                    self.served.asked.set(now);
                     connection.send(Gather::new(chunks.into_iter().map(piece).collect()));
                 }
                 Output::Event(event) => self.hear(event),
-                Output::Close => return false,
-                Output::Idle => return true,
+                Output::Close => {
+                    self.learn();
+                    return false;
+                }
+                Output::Idle => {
+                    self.learn();
+                    return true;
+                }
             }
         }
+    }
+
+    /// Keeps what the session has learned of the host, and counts its window.
+    fn learn(&mut self) {
+        let host = &self.served.host;
+        let learned = self.session.learned_window();
+        if let Some(window) = learned.filter(|_| learned != self.learned) {
+            host.remember_train_window(window);
+            self.learned = learned;
+            if self.session.wants_plain() {
+                host.speak_plainly(self.shard.now().mono, limits::TRAIN_PLAIN_MS);
+            }
+        }
+        let window = if self.is_ready { self.session.window() } else { 0 };
+        let windows = &self.served.windows;
+        windows.set(windows.get() + window - self.window);
+        self.window = window;
     }
 
     fn hear(&mut self, event: Event) {
@@ -221,13 +302,19 @@ impl<'a> Dialogue<'a> {
         match event {
             Event::Ready { extensions: _ } => self.become_ready(),
             Event::Done { key, outcomes } => {
-                assert_eq!(key, self.key, "an answer to another transaction");
-                self.past_dot.set(false);
-                let delivery = self.delivery.take().expect("one answer per transaction");
+                self.past_dot.set(self.session.is_past_final_dot());
+                let at = self.under_way.iter().position(|under_way| under_way.key == key);
+                let at = at.expect("one answer per transaction");
+                let done = self.under_way.remove(at).expect("it was just found");
+                self.served.outstanding.set(self.served.outstanding.get() - 1);
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
                 }
-                let strict = shard.settle(delivery, outcomes, self.served, self.dcid);
+                let accepted = |o: &RecipientOutcome| matches!(o, RecipientOutcome::Accepted(_));
+                if outcomes.iter().any(|(_, outcome)| accepted(outcome)) {
+                    shard.counters().octets_out.add(done.body_octets);
+                }
+                let strict = shard.settle(done.delivery, outcomes, self.served, self.dcid);
                 if strict {
                     self.session.quit(shard.now());
                 }
@@ -246,6 +333,7 @@ impl<'a> Dialogue<'a> {
                 );
             }
             Event::Ended { failure, idle } => {
+                self.retire();
                 shard.session_broke(
                     self.served,
                     self.destination,
@@ -255,7 +343,7 @@ impl<'a> Dialogue<'a> {
                     idle,
                 );
             }
-            Event::Retired => {}
+            Event::Retired => self.retire(),
         }
     }
 
@@ -266,12 +354,13 @@ impl<'a> Dialogue<'a> {
         self.probe = None;
         served.connecting.set(served.connecting.get() - 1);
         served.ready.set(served.ready.get() + 1);
+        self.learn();
         let now = self.shard.now().mono;
         served.heard.set(Some(now));
         if served.host.session_opened(self.shard.id, now) {
             self.shard.shared.ring_all();
         }
-        self.shard.grow(served);
+        self.is_fresh = true;
     }
 
     fn heard(&self) {
@@ -282,38 +371,55 @@ impl<'a> Dialogue<'a> {
         }
     }
 
+    /// The session takes no more transactions: what waits in the lane must not wait for its end.
+    fn retire(&mut self) {
+        self.leave_ready();
+        if self.shard.stopping() == Stopping::No {
+            self.shard.grow(self.served);
+        }
+    }
+
     fn leave_ready(&mut self) {
-        if !self.is_ready {
+        self.forget_idle();
+        if !std::mem::take(&mut self.is_ready) {
             return;
         }
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
+        served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
     }
 
+    /// The session would take more, and there is more.
+    fn has_room(&self) -> bool {
+        self.session.capacity() > 0 && self.served.backlog() > 0
+    }
+
     /// Takes deliveries from the lane while the session has room for them.
-    async fn take_work(&mut self, bell: &Rc<Bell>) {
+    async fn take_work(&mut self) {
         while self.session.capacity() > 0 {
             let now = self.shard.now();
             if self.shard.stopping() != Stopping::No {
                 return self.session.quit(now);
             }
+            if self.must_give_back(now.mono) {
+                self.served.hold_off.set(now.mono + HOLD_OFF);
+                return self.session.quit(now);
+            }
             let Some(delivery) = self.next_delivery() else {
-                if self.transactions > 0 && self.shard.is_wanted(&self.held, &self.served.host) {
-                    return self.session.quit(now);
-                }
                 let mut idle = self.served.idle.borrow_mut();
-                if !idle.iter().any(|known| Rc::ptr_eq(known, bell)) {
-                    idle.push(bell.clone());
+                if !idle.iter().any(|known| Rc::ptr_eq(known, &self.bell)) {
+                    idle.push(self.bell.clone());
                 }
                 return;
             };
-            self.forget_idle(bell);
+            self.forget_idle();
             let Some((delivery, message)) = self.shard.load(delivery).await else { continue };
             self.shard.begin(&delivery, self.dcid);
             self.key += 1;
             self.transactions += 1;
+            let body_octets = message.body.bytes.len() as u64;
             let transaction = Transaction {
                 key: self.key,
                 sender: message.envelope.sender.clone(),
@@ -325,10 +431,25 @@ impl<'a> Dialogue<'a> {
                 body: message.body.clone(),
                 strict: delivery.strict,
             };
-            self.delivery = Some(delivery);
+            self.under_way.push_back(UnderWay { key: self.key, delivery, body_octets });
+            self.served.outstanding.set(self.served.outstanding.get() + 1);
             self.session.submit(transaction);
         }
-        self.forget_idle(bell);
+        self.forget_idle();
+    }
+
+    /// Another shard waits for a permit that we hold: idle sessions end at once, busy ones after
+    /// a second.
+    fn must_give_back(&self, now: Mono) -> bool {
+        let is_idle = self.served.backlog() == 0;
+        let is_due = self.transactions > 0 && (is_idle || now >= self.since + BUSY_MAX);
+        is_due && self.shard.is_wanted(&self.held, &self.served.host)
+    }
+
+    fn note_reply(&mut self, now: Mono) {
+        if let Some(asked) = self.asked.take() {
+            self.served.host.reply_took(now.since_ms(asked));
+        }
     }
 
     /// The first delivery of the lane whose destination has a permit for us.
@@ -348,13 +469,17 @@ impl<'a> Dialogue<'a> {
         let mut lane = self.served.lane.borrow_mut();
         skipped.into_iter().rev().for_each(|delivery| lane.give_back(delivery));
         let unblocked = lane.unblocked();
+        let has_run_empty = found.is_some() && lane.is_empty();
         drop(lane);
         self.shard.poke(unblocked);
+        if has_run_empty {
+            self.shard.relieve_full_lanes(self.served);
+        }
         found
     }
 
-    fn forget_idle(&self, bell: &Rc<Bell>) {
-        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, bell));
+    fn forget_idle(&self) {
+        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, &self.bell));
     }
 
     /// The bell rang: work, a wish for our permit, or the end of the engine.
@@ -381,6 +506,7 @@ fn piece(chunk: Chunk) -> Piece {
     match chunk {
         Chunk::Static(bytes) => Piece::Static(bytes),
         Chunk::Bytes(bytes) => Piece::Bytes(bytes),
+        Chunk::Commands { buffer, range } => Piece::Commands(buffer, range),
         Chunk::Body { body, range } => Piece::Body(body, range),
     }
 }

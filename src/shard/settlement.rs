@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use super::Shard;
 use super::delivery::{At, Delivery, Step};
+use super::early::Parked;
+use super::io;
 use super::pool::Served;
-use crate::mail::{Accepted, Dcid, Failure, Mid, Mono, PossiblyAccepted, RecipientOutcome, Rid};
+use crate::mail::{Accepted, Dcid, Failure, Mid, PossiblyAccepted, RecipientOutcome, Rid};
 use crate::queue::LastOutcome;
 use crate::schedule::{Retry, Sign, retry};
 use crate::settle::recipient::{Context, Verdict};
@@ -52,7 +54,12 @@ impl Shard {
             let Some(sign) = settle::host::sign_of(outcome) else { continue };
             match sign {
                 Sign::Success => gate.success(now),
-                Sign::HostRefusal => gate.refusal(delivery.host, hosts),
+                Sign::HostRefusal => {
+                    gate.refusal(delivery.host, hosts);
+                    if delivery.destination.has_no_host(now) {
+                        gate.hosts_down();
+                    }
+                }
                 Sign::Trouble | Sign::Mailbox => {}
             }
             if let Some(under_way) = self.under_way.borrow_mut().get_mut(&delivery.handle) {
@@ -74,7 +81,7 @@ impl Shard {
         }
         let context = Context {
             more_hosts: self.has_more_hosts(&delivery),
-            failed_elsewhere: delivery.last.is_some(),
+            failed_elsewhere: delivery.failed_for_now,
             strict_done: delivery.strict,
             possible_delivery: self.config().possible_delivery,
         };
@@ -82,6 +89,7 @@ impl Shard {
         for (rid, outcome) in outcomes {
             sorted.add(rid, recipient::verdict(outcome, context));
         }
+        sorted.join_untried();
         self.count_pieces(delivery.handle, sorted.pieces().saturating_sub(1));
         self.carry_out(&delivery, sorted, at);
     }
@@ -99,6 +107,7 @@ impl Shard {
             self.counters().failovers.one();
             self.release(delivery.handle, &rids);
             let mut piece = delivery.part(rids);
+            piece.failed_for_now |= failure.status.class == 4;
             piece.last = Some((failure, dcid));
             self.go_on(Step::Route(piece));
         }
@@ -116,7 +125,9 @@ impl Shard {
         }
         if !sorted.untried.is_empty() {
             self.release(delivery.handle, &sorted.untried);
-            self.go_on(Step::Route(delivery.part(sorted.untried)));
+            let mut piece = delivery.part(sorted.untried);
+            piece.tried.remove(piece.host);
+            self.go_on(Step::Route(piece));
         }
         let host = Some(at.served.host.address());
         for (failure, rids) in sorted.bounce {
@@ -152,6 +163,7 @@ impl Shard {
     fn delivered(self: &Rc<Self>, delivery: &Delivery, accepted: &[(Rid, Accepted)], at: &At) {
         let rids: Vec<Rid> = accepted.iter().map(|(rid, _)| *rid).collect();
         let mut queue = self.queue.borrow_mut();
+        let early = queue.is_uncommitted(delivery.handle);
         let mut settled = 0;
         let mut finished = false;
         for (rid, proof) in accepted {
@@ -162,7 +174,7 @@ impl Shard {
         drop(queue);
         let counters = self.counters();
         counters.delivered.add(settled);
-        counters.pending.sub(settled);
+        self.count_settled(early, settled);
         counters.messages_out.one();
         at.served.host.count_delivered(self.id, settled);
         self.log(|log, now| {
@@ -172,14 +184,32 @@ impl Shard {
         self.record_latency(delivery.mid);
         self.finish_message(delivery.mid, finished);
         self.end_piece(delivery.handle);
+        if early {
+            self.hear_queue();
+        }
     }
 
-    fn possibly_delivered(
+    /// Settled recipients leave the pending ones; those of a message that is not on disk yet were
+    /// never among them: their next hop's acceptance is when they came.
+    fn count_settled(&self, early: bool, settled: u64) {
+        if early {
+            self.counters().accepted_from_clients.add(settled);
+        } else {
+            self.counters().pending.sub(settled);
+        }
+    }
+
+    pub(super) fn possibly_delivered(
         self: &Rc<Self>,
         delivery: &Delivery,
         possibly: &[(Rid, PossiblyAccepted)],
         dcid: Dcid,
     ) {
+        if self.must_park(delivery.handle) {
+            let rids = possibly.iter().map(|(rid, _)| *rid).collect();
+            let piece = Parked::Possibly(delivery.part(rids), possibly.to_vec(), dcid);
+            return self.park(delivery.mid, piece);
+        }
         let rids: Vec<Rid> = possibly.iter().map(|(rid, _)| *rid).collect();
         let mut queue = self.queue.borrow_mut();
         let mut settled = 0;
@@ -210,6 +240,7 @@ impl Shard {
     /// Accepted and discarded: its route is /dev/null.
     pub(super) fn discard(self: &Rc<Self>, delivery: Delivery) {
         let mut queue = self.queue.borrow_mut();
+        let early = queue.is_uncommitted(delivery.handle);
         let mut settled = 0;
         let mut finished = false;
         for rid in &delivery.rids {
@@ -219,14 +250,20 @@ impl Shard {
         }
         drop(queue);
         self.counters().discarded_by_route.add(settled);
-        self.counters().pending.sub(settled);
+        self.count_settled(early, settled);
         self.log(|log, now| log.discarded(now, delivery.mid, &delivery.rids));
         self.finish_message(delivery.mid, finished);
         self.end_piece(delivery.handle);
+        if early {
+            self.hear_queue();
+        }
     }
 
     /// Soft bounce: deferred by the bounce profile, or expired by count.
     pub(super) fn defer(self: &Rc<Self>, delivery: Delivery, failure: Failure, dcid: Dcid) {
+        if self.must_park(delivery.handle) {
+            return self.park(delivery.mid, Parked::Defer(delivery, failure, dcid));
+        }
         let now = self.now().wall;
         let attempts = delivery.attempts + 1;
         for rid in &delivery.rids {
@@ -269,10 +306,12 @@ impl Shard {
     }
 
     fn record_latency(&self, mid: Mid) {
-        let received = self.hot.borrow().get(mid).and_then(|message| message.received);
-        if let Some(Mono(received)) = received {
-            let us = self.now().mono.0.saturating_sub(received) * 1000;
-            self.latencies.borrow_mut().record_us(us);
+        let hot = self.hot.borrow().get(mid);
+        let known = hot.or_else(|| self.uncommitted.borrow().get(&mid).cloned());
+        if let Some(received_us) = known.and_then(|message| message.received_us) {
+            let latency_us = io::now_us().saturating_sub(received_us);
+            self.latencies.borrow_mut().record_us(latency_us);
+            self.note_delivery_time(latency_us);
         }
     }
 }
@@ -310,6 +349,14 @@ impl Sorted {
                     None => self.defer.push((failure, uncertain, alarm, vec![rid])),
                 }
             }
+        }
+    }
+
+    /// Recipients behind the one that was too many were not offered: they go with it.
+    fn join_untried(&mut self) {
+        if !self.same_session.is_empty() {
+            self.same_session.append(&mut self.untried);
+            self.same_session.sort_unstable();
         }
     }
 

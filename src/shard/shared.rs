@@ -1,11 +1,11 @@
 //! What the shards of one process share, and nothing else.
 //!
 //! Owns: [`Shared`]: the configuration snapshot, cursors and host health (`registry`), permits,
-//! wake-up gates, counters, doorbells. Never: per-message state. No lock here is taken per
-//! message: those there are guard maps that a shard looks into when it meets a destination or a
-//! client address for the first time, and copies that are published once a second.
+//! wake-up gates, counters, doorbells, notes for the log. Never: per-message state. No lock here is
+//! taken per message: those there are guard maps that a shard looks into when it meets a
+//! destination or a client address for the first time, and copies that are published once a second.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,11 @@ use crate::mail::{Domain, ShardId};
 use crate::queue::Usage;
 use crate::route::{Permits, Registry};
 use crate::schedule::Gates;
+use crate::telemetry::line::Level;
 use crate::telemetry::{Counters, Latencies};
+
+/// Notes that wait for the log at most; further ones are dropped.
+const NOTES_MAX: usize = 64;
 
 /// How far the engine has come to its end.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -40,6 +44,8 @@ pub struct ShardReport {
     pub destinations: usize,
     /// Time from final dot to the next hop's acceptance.
     pub latencies: Latencies,
+    /// Time from final dot to the end of the commit.
+    pub commit_latencies: Latencies,
     /// False when the shard takes no mail because its disk or its queue does not.
     pub takes_mail: bool,
 }
@@ -61,6 +67,7 @@ pub struct Shared {
     doorbells: Vec<Notify>,
     destination_permits: Mutex<HashMap<Domain, Arc<Permits>>>,
     clients: Mutex<HashMap<(usize, Option<IpAddr>), u32>>,
+    notes: Mutex<VecDeque<(Level, String)>>,
     stopping: AtomicU8,
     log_generation: AtomicU64,
 }
@@ -79,6 +86,7 @@ impl Shared {
             doorbells: (0..shards).map(|_| Notify::new()).collect(),
             destination_permits: Mutex::default(),
             clients: Mutex::default(),
+            notes: Mutex::default(),
             // Relaxed and acquire/release below: a flag that shards look at when they are rung.
             stopping: AtomicU8::new(0),
             log_generation: AtomicU64::new(0),
@@ -157,6 +165,20 @@ impl Shared {
     #[must_use]
     pub fn reports(&self) -> Vec<ShardReport> {
         self.reports.iter().map(|report| lock(report).clone()).collect()
+    }
+
+    /// A line for the mail log, from outside of the shards; shard 0 writes it within 100 ms.
+    pub fn note(&self, level: Level, text: String) {
+        let mut notes = lock(&self.notes);
+        if notes.len() < NOTES_MAX {
+            notes.push_back((level, text));
+        }
+    }
+
+    /// The notes that were not taken yet.
+    #[must_use]
+    pub fn take_notes(&self) -> VecDeque<(Level, String)> {
+        std::mem::take(&mut lock(&self.notes))
     }
 
     /// How far the end has come.

@@ -11,6 +11,7 @@ use super::io;
 use super::shared::lock;
 use super::{Shard, ShardReport, Stopping};
 use crate::schedule::retry;
+use crate::telemetry::line::Level;
 
 /// The length of a tick.
 const TICK: Duration = Duration::from_millis(100);
@@ -28,6 +29,7 @@ impl Shard {
     /// Ticks until the shard ends.
     pub(super) async fn run_ticks(self: Rc<Self>) {
         let mut count = 0u64;
+        self.publish();
         loop {
             io::sleep(TICK).await;
             count += 1;
@@ -43,6 +45,7 @@ impl Shard {
         loop {
             self.shared.rung(self.id).await;
             self.log_bell.ring();
+            self.refresh_config();
             if self.stopping() == Stopping::No {
                 self.retry_lanes();
                 self.feed_bell.ring();
@@ -75,15 +78,33 @@ impl Shard {
         });
         self.queue.borrow_mut().tick(now);
         self.commit_bell.ring();
+        self.log_notes();
         if self.stopping() != Stopping::No {
             return;
         }
+        self.refresh_config();
         self.fire_timers();
+        self.look_for_silence();
         self.look_at_hosts();
         self.expire_ready();
+        self.retry_lanes();
         let wakes = self.shared.gates.wakes();
         if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
             self.feed_bell.ring();
+        }
+    }
+
+    /// What the control plane has to say in the log.
+    fn log_notes(&self) {
+        if self.id.0 != 0 {
+            return;
+        }
+        for (level, text) in self.shared.take_notes() {
+            self.log(|log, now| match level {
+                Level::Info => log.info(now, &text),
+                Level::Warning => log.warning(now, &text),
+                Level::Critical => log.critical(now, &text),
+            });
         }
     }
 
@@ -114,7 +135,7 @@ impl Shard {
         drop(destinations);
         for domain in waiting {
             let destination = self.destination(&domain);
-            if destination.plan().is_some_and(|plan| !plan.all_down(now)) {
+            if destination.plan().is_some() && !destination.has_no_host(now) {
                 destination.gate.host_up(now);
             }
         }
@@ -151,7 +172,14 @@ impl Shard {
     fn each_second(self: &Rc<Self>) {
         self.forget_unused_destinations();
         self.forget_unused_lanes();
-        self.retry_lanes();
+        self.publish();
+        if self.id.0 == 0 {
+            self.shared.registry.sweep(self.now().mono);
+        }
+    }
+
+    /// Tells status pages how things are.
+    fn publish(&self) {
         let queue = self.queue.borrow();
         let usage = queue.usage();
         let takes_mail = self.takes_mail.get() && queue.takes_mail();
@@ -160,11 +188,9 @@ impl Shard {
             usage,
             destinations: self.destinations.borrow().iter().count(),
             latencies: self.latencies.borrow().clone(),
+            commit_latencies: self.commit_latencies.borrow().clone(),
             takes_mail,
         };
         *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
-        if self.id.0 == 0 {
-            self.shared.registry.sweep(self.now().mono);
-        }
     }
 }

@@ -83,6 +83,7 @@ macro_rules! counters {
 
         /// The sums over all shards; each field as in [`Counters`].
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        #[derive(serde::Serialize, serde::Deserialize)]
         pub struct Totals {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }

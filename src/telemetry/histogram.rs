@@ -66,6 +66,21 @@ impl Latencies {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// What was recorded since `earlier`, a copy of the same latencies; what `earlier` has more
+    /// of counts as none.
+    #[must_use]
+    pub fn since(&self, earlier: &Latencies) -> Latencies {
+        let mut later = Latencies::new();
+        for value in self.values.iter_recorded() {
+            let latency_us = value.value_iterated_to();
+            let before = earlier.values.count_at(latency_us);
+            let count = value.count_at_value().saturating_sub(before);
+            later.values.saturating_record_n(latency_us, count);
+        }
+        later.sum_us = self.sum_us.saturating_sub(earlier.sum_us);
+        later
+    }
+
     /// How many were recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -132,6 +147,20 @@ mod tests {
         assert!((990..=1010).contains(&median), "{median}");
         let last = low.percentile_us(100.0);
         assert!((9900..=10_100).contains(&last), "{last}");
+    }
+
+    #[test]
+    fn a_span_holds_what_came_after_its_beginning() {
+        let mut latencies = Latencies::new();
+        (0..100).for_each(|_| latencies.record_us(50));
+        let earlier = latencies.clone();
+        (0..10).for_each(|_| latencies.record_us(700_000));
+        latencies.record_us(50);
+        let later = latencies.since(&earlier);
+        assert_eq!((later.count(), later.sum_us()), (11, 7_000_050));
+        assert_eq!(later.percentile_us(1.0), 50);
+        assert!(later.percentile_us(50.0).abs_diff(700_000) < 7_000);
+        assert_eq!(earlier.since(&latencies).count(), 0);
     }
 
     #[test]

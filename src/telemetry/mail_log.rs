@@ -22,7 +22,7 @@ use super::line::{Level, Line, LineBuffer};
 use super::settings::LogDetail;
 use crate::mail::{
     ConnectionCause, ConnectionFailure, Dcid, Domain, Enhanced, Failure, Icid, Mailbox, Mid, Now,
-    Reply, Rid, Wall,
+    Reply, Rid, Stage, Wall,
 };
 
 /// Recipient ids in one line; the longest take 12 octets each.
@@ -285,7 +285,7 @@ impl MailLog {
             let line = line.number(u64::from(peer.port())).text(" details: ");
             let line = details(line, &failure.cause).text(" interface: ");
             let local = local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-            line.ip(local).text(" reason: ").text(reason(&failure.cause))
+            line.ip(local).text(" reason: ").text(reason(failure))
         });
     }
 
@@ -461,11 +461,13 @@ fn details<'a>(line: Line<'a>, cause: &ConnectionCause) -> Line<'a> {
     }
 }
 
-fn reason(cause: &ConnectionCause) -> &'static str {
-    match cause {
-        ConnectionCause::Reply(_) | ConnectionCause::Garbage(_) => "unexpected SMTP response",
-        ConnectionCause::Network(_) => "network error",
-        ConnectionCause::Timeout => "connection timed out",
+/// Silence of a host whose TCP connection stands is an answer that SMTP does not know.
+fn reason(failure: &ConnectionFailure) -> &'static str {
+    match (&failure.cause, failure.stage) {
+        (ConnectionCause::Reply(_) | ConnectionCause::Garbage(_), _)
+        | (ConnectionCause::Timeout, Stage::Greeting | Stage::Ehlo) => "unexpected SMTP response",
+        (ConnectionCause::Network(_), _) => "network error",
+        (ConnectionCause::Timeout, _) => "connection timed out",
     }
 }
 

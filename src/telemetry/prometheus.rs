@@ -44,18 +44,49 @@ pub struct HostSample {
     pub state: HostState,
 }
 
+/// One shard as it reports once a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ShardSample {
+    /// Recipients pending.
+    pub pending: u64,
+    /// It takes mail.
+    pub takes_mail: bool,
+    /// Receiving domains with mail.
+    pub destinations: usize,
+    /// Octets of its queue files.
+    pub queue_octets: u64,
+    /// Most octets they may have.
+    pub queue_octets_max: u64,
+    /// Segments.
+    pub segments: usize,
+    /// Segments that may be used again.
+    pub segments_free: usize,
+    /// Segments given up after a failed write or sync.
+    pub segments_poisoned: usize,
+    /// Octets of memory of its index.
+    pub index_octets: usize,
+    /// Messages that wait for their commit.
+    pub uncommitted: usize,
+}
+
 /// Everything that one page shows.
 #[derive(Clone, Debug)]
 pub struct Page<'a> {
     /// The engine's version.
     pub version: &'a str,
+    /// How it does its I/O.
+    pub io: &'a str,
     /// Seconds since start.
     pub uptime_s: u64,
+    /// Counts the configurations since start.
+    pub configuration: u64,
     /// The sums over all shards.
     pub totals: Totals,
+    /// Each shard; there are at most [`crate::limits::SHARDS_MAX`].
+    pub shards: &'a [ShardSample],
     /// From the final dot of a client to the acceptance by the next hop.
     pub delivery: &'a Latencies,
-    /// From the first octet of a batch to the end of its sync.
+    /// From the final dot of a client to the end of its message's commit.
     pub commit: &'a Latencies,
 }
 
@@ -65,16 +96,23 @@ pub fn render(page: &Page<'_>, hosts: impl IntoIterator<Item = HostSample>) -> S
     let mut text = Text(String::with_capacity(16 * 1024));
     text.family("ringpost_build_info", "gauge", "The version that runs.");
     text.sample("ringpost_build_info", &[("version", page.version)], 1);
+    text.family("ringpost_io_info", "gauge", "How it does its I/O.");
+    text.sample("ringpost_io_info", &[("backend", page.io)], 1);
     text.family("ringpost_uptime_seconds", "gauge", "Seconds since start.");
     text.sample("ringpost_uptime_seconds", &[], page.uptime_s);
+    let name = "ringpost_configuration";
+    text.family(name, "gauge", "Configurations put in force since start, the first among them.");
+    text.sample(name, &[], page.configuration);
     conservation(&mut text, &page.totals);
     totals(&mut text, &page.totals);
+    shard_families(&mut text, page.shards);
     text.histogram(
         "ringpost_delivery_seconds",
         "From a client's final dot to the next hop's acceptance.",
         page.delivery,
     );
-    text.histogram("ringpost_commit_seconds", "Time to make a batch durable.", page.commit);
+    let help = "From a client's final dot to the end of its message's commit.";
+    text.histogram("ringpost_commit_seconds", help, page.commit);
     host_families(&mut text, hosts);
     text.0
 }
@@ -136,6 +174,29 @@ fn totals(text: &mut Text, totals: &Totals) {
     text.family("ringpost_sessions", "gauge", "Connections that are open.");
     text.sample("ringpost_sessions", &[("direction", "in")], totals.sessions_in);
     text.sample("ringpost_sessions", &[("direction", "out")], totals.sessions_out);
+}
+
+fn shard_families(text: &mut Text, shards: &[ShardSample]) {
+    type Value = fn(&ShardSample) -> u64;
+    let families: [(&str, &str, Value); 10] = [
+        ("pending", "Recipients not yet settled.", |s| s.pending),
+        ("takes_mail", "1, or 0 when its disk or queue takes no mail.", |s| s.takes_mail.into()),
+        ("destinations", "Receiving domains with mail.", |s| s.destinations as u64),
+        ("queue_bytes", "Octets of its queue files.", |s| s.queue_octets),
+        ("queue_max_bytes", "Most octets of its queue files.", |s| s.queue_octets_max),
+        ("queue_segments", "Segments.", |s| s.segments as u64),
+        ("queue_segments_free", "Segments that may be reused.", |s| s.segments_free as u64),
+        ("queue_segments_poisoned", "Segments given up.", |s| s.segments_poisoned as u64),
+        ("queue_index_bytes", "Octets of memory of its index.", |s| s.index_octets as u64),
+        ("queue_uncommitted", "Messages that wait for a commit.", |s| s.uncommitted as u64),
+    ];
+    for (short, help, value) in families {
+        let name = format!("ringpost_shard_{short}");
+        text.family(&name, "gauge", help);
+        for (number, shard) in shards.iter().enumerate() {
+            text.sample(&name, &[("shard", &number.to_string())], value(shard));
+        }
+    }
 }
 
 /// One host's line in each family.
@@ -265,7 +326,18 @@ mod tests {
         let commit = Latencies::new();
         let totals = Totals::of([counters]);
         let (delivery, commit) = (&delivery, &commit);
-        render(&Page { version: "0.1.0 \"x\"\n\\", uptime_s: 5, totals, delivery, commit }, hosts)
+        let shard = ShardSample { takes_mail: true, queue_octets: 77, ..ShardSample::default() };
+        let page = Page {
+            version: "0.1.0 \"x\"\n\\",
+            io: "ring",
+            uptime_s: 5,
+            configuration: 3,
+            totals,
+            shards: &[shard; 2],
+            delivery,
+            commit,
+        };
+        render(&page, hosts)
     }
 
     fn host(n: u32, state: HostState) -> HostSample {
@@ -296,6 +368,10 @@ mod tests {
             "ringpost_recipients_pending 2",
             "ringpost_recipients_uncertain_total 1",
             "ringpost_conservation_balance 1",
+            "ringpost_io_info{backend=\"ring\"} 1",
+            "ringpost_configuration 3",
+            "ringpost_shard_takes_mail{shard=\"1\"} 1",
+            "ringpost_shard_queue_bytes{shard=\"0\"} 77",
             "ringpost_host_turns_total{host=\"192.0.2.1:25\"} 10",
             "ringpost_host_delivered_total{host=\"192.0.2.1:25\"} 9",
             "ringpost_host_state{host=\"192.0.2.1:25\",state=\"down\"} 1",

@@ -21,13 +21,17 @@ impl Client {
 
     /// Connects and reads the greeting.
     pub fn greeted(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        let mut client = Self { reader: BufReader::new(stream) };
+        let mut client = Self::over(TcpStream::connect(address).unwrap());
         let greeting = client.reply();
         assert!(greeting.starts_with("220"), "{greeting}");
         client
+    }
+
+    /// Over a connection of which nothing was read yet.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { reader: BufReader::new(stream) }
     }
 
     /// Sends bytes as they are.

@@ -3,7 +3,8 @@
 //!
 //! Everything is on 127.0.0.0/8 with free ports. An engine is stopped by its own pid; when a test
 //! ends, the conservation sum is read from `/metrics` and must balance.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part")]
+#![allow(clippy::let_underscore_must_use, reason = "a peer or process may be gone already")]
 
 pub mod client;
 pub mod peer;
@@ -31,6 +32,12 @@ pub fn io_modes() -> Vec<&'static str> {
             vec!["epoll"]
         }
     }
+}
+
+/// The engine's program: the one built with the tests, or `RINGPOST_BIN` (a release build).
+pub fn program() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_ringpost").into();
+    std::env::var_os("RINGPOST_BIN").map_or_else(built, PathBuf::from)
 }
 
 /// The configuration of one engine under test.
@@ -110,7 +117,7 @@ impl Engine {
 
     /// Starts the process again on the same spool.
     pub fn launch(&mut self) {
-        self.launch_through(Command::new(env!("CARGO_BIN_EXE_ringpost")));
+        self.launch_through(Command::new(program()));
     }
 
     /// Starts the process by `command`, which is given the arguments of `serve`.
@@ -158,7 +165,7 @@ impl Engine {
 
     /// The bodies of the log's lines, without date and level.
     pub fn log_lines(&self) -> Vec<String> {
-        let body = |line: &str| line.splitn(2, ": ").nth(1).unwrap_or(line).to_owned();
+        let body = |line: &str| line.split_once(": ").map_or(line, |(_, body)| body).to_owned();
         self.log().lines().map(body).collect()
     }
 
@@ -282,8 +289,8 @@ impl Drop for Engine {
             self.assert_conservation();
             child = self.child.take().unwrap();
         }
-        let _ = child.kill();
-        let _ = child.wait();
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
 
@@ -300,7 +307,7 @@ pub fn http_get(address: SocketAddr, path: &str) -> String {
 
 /// Runs the `ringpost` command; its exit code, standard output and standard error.
 pub fn ringpost(args: &[&str], folder: &Path) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_ringpost"))
+    let output = Command::new(program())
         .args(args)
         .current_dir(folder)
         .stdin(Stdio::null())

@@ -125,13 +125,13 @@ impl Conversation {
     /// Sends bytes as they are.
     pub fn raw(&mut self, bytes: &[u8]) {
         // The client may be gone; the script goes on and meets its end at the next read.
-        let _ = self.reader.get_mut().write_all(bytes);
+        self.reader.get_mut().write_all(bytes).unwrap_or_default();
     }
 
     /// One line without its end; empty when the client is gone.
     pub fn line(&mut self) -> String {
         let mut line = Vec::new();
-        let _ = self.reader.read_until(b'\n', &mut line);
+        self.reader.read_until(b'\n', &mut line).unwrap_or_default();
         String::from_utf8_lossy(&line).trim_end().to_owned()
     }
 
@@ -253,6 +253,16 @@ impl Conversation {
         }
     }
 
+    /// Counts `message` as taken.
+    pub fn keep(&mut self, message: Message) {
+        self.state.messages.lock().unwrap().push(message);
+    }
+
+    /// True when the client has sent more than the line read last.
+    pub fn has_more(&self) -> bool {
+        !self.reader.buffer().is_empty()
+    }
+
     /// Stays silent until the client leaves.
     pub fn hang(&mut self) {
         let mut sink = [0; 4096];
@@ -267,8 +277,8 @@ impl Conversation {
     /// Closes with a reset instead of an orderly end.
     pub fn reset(self_: &mut Self) {
         let socket = socket2::SockRef::from(self_.reader.get_ref());
-        let _ = socket.set_linger(Some(Duration::ZERO));
-        let _ = self_.reader.get_ref().shutdown(std::net::Shutdown::Both);
+        socket.set_linger(Some(Duration::ZERO)).unwrap_or_default();
+        self_.reader.get_ref().shutdown(std::net::Shutdown::Both).unwrap_or_default();
     }
 }
 

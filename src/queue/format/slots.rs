@@ -157,7 +157,7 @@ pub enum SlotFault {
 /// Identity of the table a slot stands in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TablePlace {
-    /// See [`seed`].
+    /// Start value of every checksum: see [`super::seed`].
     pub seed: u32,
     /// Generation of the segment.
     pub generation: u32,

@@ -16,6 +16,8 @@ pub enum Piece {
     Static(&'static [u8]),
     /// Bytes made for this write.
     Bytes(Vec<u8>),
+    /// A part of a buffer that its owner uses again once the write is done.
+    Commands(Arc<Vec<u8>>, Range<usize>),
     /// A part of a message.
     Body(Arc<Body>, Range<usize>),
 }
@@ -25,6 +27,7 @@ impl Piece {
         match self {
             Self::Static(bytes) => bytes,
             Self::Bytes(bytes) => bytes,
+            Self::Commands(buffer, range) => &buffer[range.clone()],
             Self::Body(body, range) => &body.bytes[range.clone()],
         }
     }

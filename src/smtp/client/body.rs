@@ -1,14 +1,16 @@
-//! The message bytes on their way out: pieces, dot-stuffing and the final dot (RFC 5321 4.5.2).
+//! The message bytes on their way out: pieces, dot-stuffing and the final dot (RFC 5321 4.5.2), or
+//! as many octets as BDAT has named (RFC 3030 2).
 //!
 //! Owns: the cursor over one body. Never: when a piece is sent. A body goes out as it stands
-//! unless a line of it starts with a dot; then each piece is copied with the dots doubled. A body
-//! that does not end with CRLF is completed, for the final dot must stand alone in its line.
+//! unless DATA is used and a line of it starts with a dot; then each piece is copied with the dots
+//! doubled. A body that does not end with CRLF is completed, for the final dot must stand alone in
+//! its line, and a message is the same whichever way it goes.
 //!
 //! Limits: [`limits::BODY_PIECE_OCTETS`] per piece.
 
 use std::sync::Arc;
 
-use super::Chunk;
+use super::outgoing::Outgoing;
 use crate::limits;
 use crate::mail::Body;
 
@@ -20,57 +22,93 @@ const DOT: &[u8] = b".\r\n";
 pub(super) struct BodyWriter {
     body: Arc<Body>,
     at: usize,
-    at_line_start: bool,
+    framing: Framing,
+    begun: bool,
     ended: bool,
 }
 
+/// How the peer knows where the message ends.
+#[derive(Debug)]
+enum Framing {
+    /// By the final dot.
+    Dot { at_line_start: bool },
+    /// By BDAT, which said how many octets come.
+    Counted,
+}
+
 impl BodyWriter {
-    /// Sends the whole of `body`.
+    /// Sends the whole of `body` and the final dot.
     pub(super) fn new(body: Arc<Body>) -> Self {
-        Self { body, at: 0, at_line_start: true, ended: false }
+        Self::with(body, 0, Framing::Dot { at_line_start: true })
     }
 
     /// Sends the final dot alone: nobody takes the message, but the 354 has come.
     pub(super) fn lone_dot(body: Arc<Body>) -> Self {
         let at = body.bytes.len();
-        Self { body, at, at_line_start: true, ended: false }
+        Self::with(body, at, Framing::Dot { at_line_start: true })
     }
 
-    /// True once the piece with the final dot was handed out: from then on the peer may have it.
-    pub(super) fn is_past_dot(&self) -> bool {
+    /// Sends [`octets_sent`] octets behind BDAT.
+    pub(super) fn counted(body: Arc<Body>) -> Self {
+        Self::with(body, 0, Framing::Counted)
+    }
+
+    fn with(body: Arc<Body>, at: usize, framing: Framing) -> Self {
+        Self { body, at, framing, begun: false, ended: false }
+    }
+
+    /// True once the first piece was handed out.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// True once the end was handed out: from then on the peer may have the message.
+    pub(super) fn is_past_end(&self) -> bool {
         self.ended
     }
 
-    /// The next piece; `None` after the final dot.
-    pub(super) fn next_piece(&mut self) -> Option<Vec<Chunk>> {
+    /// Appends the next piece; false when the end was handed out before. A piece without the end
+    /// ends the write, so that an early reply is heard.
+    pub(super) fn next_piece(&mut self, out: &mut Outgoing) -> bool {
         if self.ended {
-            return None;
+            return false;
         }
-        let mut chunks = Vec::with_capacity(2);
+        let alone = self.at == self.body.bytes.len();
+        self.begun = true;
+        if !alone {
+            self.cut(out);
+        }
         if self.at < self.body.bytes.len() {
-            chunks.push(self.cut());
+            out.end();
+            return true;
         }
-        if self.at == self.body.bytes.len() {
-            let alone = chunks.is_empty();
-            chunks.push(Chunk::Static(if alone { DOT } else { end_of_data(&self.body.bytes) }));
-            self.ended = true;
-        }
-        Some(chunks)
+        let end = match self.framing {
+            Framing::Dot { .. } if alone => DOT,
+            Framing::Dot { .. } => end_of_data(&self.body.bytes),
+            Framing::Counted => completion(&self.body.bytes),
+        };
+        out.commands().extend_from_slice(end);
+        self.ended = true;
+        true
     }
 
-    fn cut(&mut self) -> Chunk {
+    fn cut(&mut self, out: &mut Outgoing) {
         let left = self.body.bytes.len() - self.at;
-        if !self.body.facts.leading_dot {
-            let range = self.at..self.at + left.min(limits::BODY_PIECE_OCTETS);
-            self.at = range.end;
-            return Chunk::Body { body: Arc::clone(&self.body), range };
+        match &mut self.framing {
+            Framing::Dot { at_line_start } if self.body.facts.leading_dot => {
+                // Doubled dots at worst double the piece.
+                let end = self.at + left.min(limits::BODY_PIECE_OCTETS / 2);
+                let mut stuffed = Vec::with_capacity(end - self.at + 64);
+                stuff_into(&self.body.bytes[self.at..end], at_line_start, &mut stuffed);
+                self.at = end;
+                out.bytes(stuffed);
+            }
+            Framing::Dot { .. } | Framing::Counted => {
+                let range = self.at..self.at + left.min(limits::BODY_PIECE_OCTETS);
+                self.at = range.end;
+                out.body(&self.body, range);
+            }
         }
-        // Doubled dots at worst double the piece.
-        let end = self.at + left.min(limits::BODY_PIECE_OCTETS / 2);
-        let mut out = Vec::with_capacity(end - self.at + 64);
-        stuff_into(&self.body.bytes[self.at..end], &mut self.at_line_start, &mut out);
-        self.at = end;
-        Chunk::Bytes(out)
     }
 }
 
@@ -86,10 +124,15 @@ fn end_of_data(body: &[u8]) -> &'static [u8] {
     }
 }
 
+/// What completes the last line alone.
+fn completion(body: &[u8]) -> &'static [u8] {
+    let end = end_of_data(body);
+    &end[..end.len() - DOT.len()]
+}
+
 /// Octets of the message as the peer counts them (RFC 1870 3): lines completed, dots not doubled.
 pub(super) fn octets_sent(body: &[u8]) -> u64 {
-    let completion = end_of_data(body).len() - DOT.len();
-    u64::try_from(body.len() + completion).unwrap_or(u64::MAX)
+    u64::try_from(body.len() + completion(body).len()).unwrap_or(u64::MAX)
 }
 
 fn stuff_into(piece: &[u8], at_line_start: &mut bool, out: &mut Vec<u8>) {
@@ -110,16 +153,42 @@ mod tests {
 
     fn sent(bytes: &[u8], leading_dot: bool) -> (Vec<u8>, usize) {
         let facts = MessageFacts { leading_dot, ..MessageFacts::default() };
-        let mut writer = BodyWriter::new(Arc::new(Body { bytes: bytes.to_vec(), facts }));
-        let (mut out, mut pieces) = (Vec::new(), 0);
-        while let Some(chunks) = writer.next_piece() {
+        written(BodyWriter::new(Arc::new(Body { bytes: bytes.to_vec(), facts })))
+    }
+
+    fn written(mut writer: BodyWriter) -> (Vec<u8>, usize) {
+        let (mut wire, mut pieces) = (Vec::new(), 0);
+        let mut out = Outgoing::default();
+        loop {
+            assert_eq!(writer.is_begun(), pieces > 0);
+            out.begin();
+            if !writer.next_piece(&mut out) {
+                break;
+            }
+            assert_eq!(out.is_full(), !writer.is_past_end());
+            let chunks = out.finish().unwrap_or_default();
             let octets: usize = chunks.iter().map(|chunk| chunk.as_slice().len()).sum();
             assert!(octets <= limits::BODY_PIECE_OCTETS + 5);
-            chunks.iter().for_each(|chunk| out.extend_from_slice(chunk.as_slice()));
+            chunks.iter().for_each(|chunk| wire.extend_from_slice(chunk.as_slice()));
             pieces += 1;
         }
-        assert!(writer.is_past_dot());
-        (out, pieces)
+        assert!(writer.is_past_end());
+        (wire, pieces)
+    }
+
+    #[test]
+    fn counted_octets_go_as_they_stand() {
+        for (body, wire) in [
+            (&b""[..], &b""[..]),
+            (b".\r\n..\r\n", b".\r\n..\r\n"),
+            (b".a", b".a\r\n"),
+            (b"a\r", b"a\r\n"),
+        ] {
+            let facts = MessageFacts { leading_dot: true, ..MessageFacts::default() };
+            let writer = BodyWriter::counted(Arc::new(Body { bytes: body.to_vec(), facts }));
+            assert_eq!(written(writer).0, wire);
+            assert_eq!(octets_sent(body), wire.len() as u64);
+        }
     }
 
     /// A receiver after RFC 5321 4.5.2: the lines up to the first lone dot, dots undone.

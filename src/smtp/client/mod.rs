@@ -10,8 +10,11 @@
 //! whatever happens.
 //!
 //! * `session`: the states of a connection, named for the reply they wait for
+//! * `ready`: the transactions in flight, and when each of them is settled
+//! * `pace`: how many may be in flight, and in which way they go
 //! * `flight`: one transaction under way, and its verdict on each recipient
 //! * `binder`: which command the next reply answers
+//! * `outgoing`: one write in the making
 //! * `body`: pieces, dot-stuffing, the final dot
 //! * `commands`: MAIL and RCPT with the parameters that the host offers
 //! * `extensions`: what the host offers
@@ -23,17 +26,23 @@
 //! Diagnostics: bytes that are no reply, replies that nobody asked for and broken deadlines end
 //! the session; nothing a peer sends panics.
 //!
-//! Limits: [`TRANSACTIONS_IN_FLIGHT_MAX`], `limits::COMMAND_GROUP_OCTETS`,
-//! `limits::BODY_PIECE_OCTETS`, and those of [`crate::smtp::reply`].
+//! Limits: `limits::TRAIN_MESSAGES_MAX`, `limits::TRAIN_OCTETS_MAX`,
+//! `limits::COMMAND_GROUP_OCTETS`, `limits::BODY_PIECE_OCTETS`, and those of
+//! [`crate::smtp::reply`].
 
 mod binder;
 mod body;
 mod commands;
 mod extensions;
 mod flight;
+mod outgoing;
+mod pace;
+mod ready;
 mod session;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod train_tests;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -46,8 +55,18 @@ use crate::mail::{
 pub use extensions::Extensions;
 pub use session::Session;
 
-/// Transactions one session holds at a time.
-pub const TRANSACTIONS_IN_FLIGHT_MAX: usize = 1;
+/// May several transactions be in flight on a session?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TrainPolicy {
+    /// One at a time.
+    Off,
+    /// As many as the host answers well.
+    Auto {
+        /// The window that an earlier session to the host learned; 0: none, so the first
+        /// transactions go plainly until the host has shown marks.
+        window: u32,
+    },
+}
 
 /// What a session is made with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,6 +77,10 @@ pub struct ClientSettings {
     pub timeouts: Timeouts,
     /// Transactions after which the session ends with QUIT; 0 for no such number.
     pub messages_max: u32,
+    /// Whether several transactions may be in flight.
+    pub train: TrainPolicy,
+    /// The host must be spoken to plainly: one transaction at a time, whatever `train` says.
+    pub plain: bool,
 }
 
 /// One mail transaction to be carried out.
@@ -103,6 +126,13 @@ pub enum Chunk {
     Static(&'static [u8]),
     /// Bytes made for this write.
     Bytes(Vec<u8>),
+    /// Commands, in a buffer that the session uses again once all its chunks are dropped.
+    Commands {
+        /// The buffer.
+        buffer: Arc<Vec<u8>>,
+        /// Which octets of it.
+        range: Range<usize>,
+    },
     /// Bytes of the message as they stand.
     Body {
         /// The message.
@@ -119,6 +149,7 @@ impl Chunk {
         match self {
             Self::Static(bytes) => bytes,
             Self::Bytes(bytes) => bytes,
+            Self::Commands { buffer, range } => &buffer[range.clone()],
             Self::Body { body, range } => &body.bytes[range.clone()],
         }
     }

@@ -1,7 +1,7 @@
 //! The session: the states of one connection that delivers mail (RFC 5321 3.1 to 3.3, 3.8).
 //!
-//! Owns: the order greeting, EHLO or HELO, transactions, QUIT; the one running deadline. Never: a
-//! verdict on a recipient (`flight`).
+//! Owns: the order greeting, EHLO or HELO, transactions, QUIT; the one running deadline. Never:
+//! the order of transactions (`ready`), a verdict on a recipient (`flight`).
 //!
 //! A state is a type named for what it waits for; it takes a reply and gives the next state. One
 //! deadline runs at a time: while a write is out, until the peer has taken it; while a reply is
@@ -17,10 +17,12 @@ use std::time::Duration;
 
 use super::binder::{Binder, Mark};
 use super::extensions::Extensions;
-use super::flight::{Flight, Verdict};
-use super::{Chunk, ClientSettings, Event, Output, TRANSACTIONS_IN_FLIGHT_MAX, Transaction};
+use super::flight::Flight;
+use super::pace::Learned;
+use super::ready::Ready;
+use super::{Chunk, ClientSettings, Event, Output, Transaction};
 use crate::limits;
-use crate::mail::{ConnectionCause, ConnectionFailure, Failure, Mono, Now, Reply, Stage};
+use crate::mail::{ConnectionCause, ConnectionFailure, Mono, Now, Reply, Stage};
 use crate::smtp::reply::ReplyParser;
 
 /// The dialogue of one connection. See the page of this folder for how it is driven.
@@ -33,64 +35,52 @@ pub struct Session {
 
 /// What the session waits for.
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Greeting(ExpectGreeting),
     Ehlo(ExpectEhlo),
     Helo(ExpectHelo),
-    Ready(Ready),
+    Ready(Box<Ready>),
     EndOfFile(ExpectEndOfFile),
     Closed,
 }
 
 /// Waits for the greeting.
 #[derive(Debug)]
-struct ExpectGreeting;
+pub(super) struct ExpectGreeting;
 
 /// Waits for the reply to EHLO.
 #[derive(Debug)]
-struct ExpectEhlo;
+pub(super) struct ExpectEhlo;
 
 /// Waits for the reply to HELO: EHLO was not understood.
 #[derive(Debug)]
-struct ExpectHelo;
-
-/// Waits for transactions and for the replies to their commands.
-#[derive(Debug)]
-struct Ready {
-    extensions: Extensions,
-    /// The first one may be begun; with a window of one it is the only one.
-    flights: VecDeque<Flight>,
-    /// Transactions begun so far.
-    begun: u32,
-    /// RSET is not answered yet.
-    resetting: bool,
-    /// QUIT follows as soon as nothing is under way.
-    leaving: bool,
-}
+pub(super) struct ExpectHelo;
 
 /// QUIT is sent or about to be: waits for the peer to close. What it says meanwhile is ignored.
 #[derive(Debug)]
-struct ExpectEndOfFile;
+pub(super) struct ExpectEndOfFile;
 
 /// What all states share: the way out, and the deadline.
 #[derive(Debug)]
-struct Link {
-    settings: ClientSettings,
-    binder: Binder,
-    events: VecDeque<Event>,
+pub(super) struct Link {
+    pub(super) settings: ClientSettings,
+    pub(super) binder: Binder,
+    pub(super) events: VecDeque<Event>,
     /// A command that stands alone and is to be handed out next.
-    command: Option<(Vec<u8>, Mark)>,
+    pub(super) command: Option<(Vec<u8>, Mark)>,
     /// A write is out.
-    writing: bool,
-    /// The reply that is coming in began before the final dot was handed out. Its first octet
-    /// decides: the rest of it may come later, and must not pass for an answer to the dot.
-    before_dot: bool,
+    pub(super) writing: bool,
+    /// The reply that is coming in began before the end of its message was handed out. Its first
+    /// octet decides: the rest of it may come later, and must not pass for an answer to the end.
+    pub(super) before_end: bool,
+    /// What the session had learned when it was over.
+    pub(super) learned: Learned,
     deadline: Option<Mono>,
     closing: Closing,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Closing {
+pub(super) enum Closing {
     No,
     Due,
     Said,
@@ -106,11 +96,12 @@ impl Session {
             events: VecDeque::new(),
             command: None,
             writing: false,
-            before_dot: false,
+            before_end: false,
+            learned: Learned::default(),
             deadline: None,
             closing: Closing::No,
         };
-        link.binder.expect(Mark::Greeting);
+        link.binder.expect(Mark::Greeting, 0);
         link.arm(now);
         Self { state: State::Greeting(ExpectGreeting), link, parser: ReplyParser::default() }
     }
@@ -124,10 +115,10 @@ impl Session {
                 State::Greeting(_) | State::Ehlo(_) | State::Helo(_) | State::Ready(_) => {}
             }
             if self.link.binder.is_empty() {
-                return self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
+                return self.be_told_unasked(input[0]);
             }
             if self.parser.is_empty() {
-                self.link.before_dot = self.is_before_dot();
+                self.link.before_end = self.is_before_end();
             }
             match self.parser.parse(&mut input) {
                 Ok(Some(reply)) => self.handle_reply(reply, now),
@@ -137,6 +128,25 @@ impl Session {
                 }
             }
         }
+        self.state = match mem::replace(&mut self.state, State::Closed) {
+            State::Ready(ready) => ready.go_on(true, &mut self.link, now),
+            state @ (State::Greeting(_)
+            | State::Ehlo(_)
+            | State::Helo(_)
+            | State::EndOfFile(_)
+            | State::Closed) => state,
+        };
+    }
+
+    /// A reply came that answers nothing. A refusal is how hosts end an idle connection; anything
+    /// else may be what is left of replies that were taken for others.
+    fn be_told_unasked(&mut self, first: u8) {
+        if let State::Ready(ready) = &mut self.state
+            && !matches!(first, b'4' | b'5')
+        {
+            ready.note_surplus();
+        }
+        self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
     }
 
     /// The connection is gone: end of file (`None`) or the system's error text, on reading or
@@ -161,7 +171,7 @@ impl Session {
         match &self.state {
             State::Ready(ready) if !waiting => {
                 // Otherwise something was submitted and goes out with the next poll.
-                if ready.flights.is_empty() && !ready.resetting {
+                if ready.is_quiet() {
                     self.quit(now);
                 }
             }
@@ -175,16 +185,15 @@ impl Session {
     /// Takes a transaction; its first bytes come with the next [`Self::poll_output`]. Beyond
     /// [`Self::capacity`] it comes back untried.
     pub fn submit(&mut self, transaction: Transaction) {
-        let flight = Flight::new(transaction);
         let room = self.capacity() > 0;
         match &mut self.state {
-            State::Ready(ready) if room => ready.flights.push_back(flight),
+            State::Ready(ready) if room => ready.submit(transaction),
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)
             | State::Ready(_)
             | State::EndOfFile(_)
-            | State::Closed => self.link.events.push_back(flight.give_back()),
+            | State::Closed => self.link.events.push_back(Flight::new(transaction).finish()),
         }
     }
 
@@ -192,13 +201,10 @@ impl Session {
     #[must_use]
     pub fn capacity(&self) -> usize {
         match &self.state {
-            State::Ready(ready) if !ready.leaving && !ready.resetting => {
-                TRANSACTIONS_IN_FLIGHT_MAX - ready.flights.len()
-            }
+            State::Ready(ready) => ready.capacity(self.link.settings.messages_max),
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)
-            | State::Ready(_)
             | State::EndOfFile(_)
             | State::Closed => 0,
         }
@@ -208,12 +214,51 @@ impl Session {
     #[must_use]
     pub fn extensions(&self) -> Option<&Extensions> {
         match &self.state {
-            State::Ready(ready) => Some(&ready.extensions),
+            State::Ready(ready) => Some(ready.extensions()),
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)
             | State::EndOfFile(_)
             | State::Closed => None,
+        }
+    }
+
+    /// Most transactions in flight at present: what the session takes in one round trip; 0 unless
+    /// it is ready.
+    #[must_use]
+    pub fn window(&self) -> usize {
+        match &self.state {
+            State::Ready(ready) => ready.window() as usize,
+            State::Greeting(_)
+            | State::Ehlo(_)
+            | State::Helo(_)
+            | State::EndOfFile(_)
+            | State::Closed => 0,
+        }
+    }
+
+    /// The train window with which the next session to this host may begin; `None`: nothing was
+    /// learned. Ask again after each event.
+    #[must_use]
+    pub fn learned_window(&self) -> Option<u32> {
+        self.learned().window
+    }
+
+    /// True when replies in a train could not be told apart: for
+    /// [`limits::TRAIN_PLAIN_MS`] sessions to this host are to be made with `plain`.
+    #[must_use]
+    pub fn wants_plain(&self) -> bool {
+        self.learned().plainly
+    }
+
+    fn learned(&self) -> Learned {
+        match &self.state {
+            State::Ready(ready) => ready.learned(),
+            State::Greeting(_)
+            | State::Ehlo(_)
+            | State::Helo(_)
+            | State::EndOfFile(_)
+            | State::Closed => self.link.learned,
         }
     }
 
@@ -232,11 +277,12 @@ impl Session {
         };
     }
 
-    /// True while a reply to a final dot is awaited: the peer may have the message.
+    /// True while a message whose end (final dot, or last octet of BDAT) was handed out is not
+    /// settled: the peer may have it.
     #[must_use]
     pub fn is_past_final_dot(&self) -> bool {
         match &self.state {
-            State::Ready(ready) => ready.flights.iter().any(Flight::is_past_dot),
+            State::Ready(ready) => ready.is_past_end(),
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)
@@ -249,6 +295,12 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
         self.link.deadline
+    }
+
+    /// The next event alone: what [`Self::poll_output`] would say before it hands out a write.
+    /// A caller that answers events with [`Self::submit`] gets more into that write.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.link.events.pop_front()
     }
 
     /// What is to be done next.
@@ -269,7 +321,7 @@ impl Session {
                 return Output::Idle;
             }
             if let Some((bytes, mark)) = self.link.command.take() {
-                self.link.binder.expect(mark);
+                self.link.binder.expect(mark, 0);
                 return self.send(vec![Chunk::Bytes(bytes)], now);
             }
             if let State::Ready(ready) = &mut self.state {
@@ -287,11 +339,14 @@ impl Session {
 
     fn send(&mut self, chunks: Vec<Chunk>, now: Now) -> Output {
         self.link.writing = true;
+        // One piece after the other, each with its time.
+        let octets: usize = chunks.iter().map(|chunk| chunk.as_slice().len()).sum();
+        let pieces = u32::try_from(octets / limits::BODY_PIECE_OCTETS).unwrap_or(u32::MAX).max(1);
         match self.state {
             // The time for QUIT runs since it was decided.
             State::EndOfFile(_) | State::Closed => {}
             State::Greeting(_) | State::Ehlo(_) | State::Helo(_) | State::Ready(_) => {
-                let block = self.link.settings.timeouts.block;
+                let block = self.link.settings.timeouts.block * pieces;
                 self.link.deadline = Some(now.mono + block);
             }
         }
@@ -299,13 +354,13 @@ impl Session {
     }
 
     fn handle_reply(&mut self, reply: Reply, now: Now) {
-        let mark = self.link.binder.bind().expect("a reply is parsed only while one is owed");
+        let owed = self.link.binder.bind().expect("a reply is parsed only while one is owed");
         let link = &mut self.link;
         self.state = match mem::replace(&mut self.state, State::Closed) {
             State::Greeting(state) => state.handle_reply(reply, link, now),
             State::Ehlo(state) => state.handle_reply(reply, link, now),
             State::Helo(state) => state.handle_reply(reply, link, now),
-            State::Ready(state) => state.handle_reply(mark, reply, link, now),
+            State::Ready(state) => state.handle_reply(owed, reply, link, now),
             state @ (State::EndOfFile(_) | State::Closed) => state,
         };
         if !self.link.writing {
@@ -313,13 +368,9 @@ impl Session {
         }
     }
 
-    /// The body is on its way, and the final dot was not handed out.
-    fn is_before_dot(&self) -> bool {
+    fn is_before_end(&self) -> bool {
         match &self.state {
-            State::Ready(ready) => {
-                let mark = self.link.binder.next();
-                ready.flights.front().is_some_and(|flight| flight.stage(mark) == Stage::Body)
-            }
+            State::Ready(ready) => ready.is_before_end(self.link.binder.next()),
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)
@@ -386,138 +437,8 @@ impl ExpectHelo {
     }
 }
 
-impl Ready {
-    fn enter(extensions: Extensions, link: &mut Link) -> State {
-        link.events.push_back(Event::Ready { extensions });
-        let flights = VecDeque::with_capacity(TRANSACTIONS_IN_FLIGHT_MAX);
-        State::Ready(Self { extensions, flights, begun: 0, resetting: false, leaving: false })
-    }
-
-    /// What the first transaction may write now; an unfit one is settled instead.
-    fn next_chunks(&mut self, link: &mut Link) -> Option<Vec<Chunk>> {
-        if self.resetting {
-            return None;
-        }
-        let flight = self.flights.front_mut()?;
-        if !flight.is_begun() {
-            flight.check_fit(&self.extensions);
-            if flight.is_over() {
-                link.events.extend(self.flights.pop_front().map(Flight::finish));
-                return None;
-            }
-            self.begun += 1;
-        }
-        flight.next_chunks(&self.extensions, &mut link.binder)
-    }
-
-    fn handle_reply(mut self, mark: Mark, reply: Reply, link: &mut Link, now: Now) -> State {
-        if mark == Mark::Rset {
-            return self.handle_reset_reply(reply, link, now);
-        }
-        let flight = self.flights.front_mut().expect("only a transaction's command is marked");
-        let stage = flight.stage(Some(mark));
-        if reply.code == 421 {
-            flight.refuse_open(stage, &Failure::from_reply(reply.clone()));
-            return self.end(stage, ConnectionCause::Reply(reply), false, link);
-        }
-        // A refusal before the last octet was written is early too, although the dot was out.
-        let early =
-            mark == Mark::EndOfData && (link.before_dot || link.writing && !reply.is_positive());
-        match flight.handle_reply(mark, reply, early, &mut link.binder) {
-            Verdict::Garbage(what) => {
-                let failure =
-                    ConnectionFailure { stage, cause: ConnectionCause::Garbage(what.into()) };
-                flight.break_off(&failure);
-                self.end(stage, failure.cause, false, link)
-            }
-            Verdict::Sound => self.go_on(link, now),
-            Verdict::OutOfStep => {
-                self.finish_all(link);
-                link.events.push_back(Event::Retired);
-                link.close();
-                State::Closed
-            }
-        }
-    }
-
-    fn handle_reset_reply(mut self, reply: Reply, link: &mut Link, now: Now) -> State {
-        if !reply.is_positive() {
-            return self.end(Stage::Mail, ConnectionCause::Reply(reply), true, link);
-        }
-        self.resetting = false;
-        if self.leaving { self.retire(link, now) } else { State::Ready(self) }
-    }
-
-    /// Lets go of the first transaction if it is over.
-    fn go_on(mut self, link: &mut Link, now: Now) -> State {
-        let Some(flight) = self.flights.front_mut() else { return State::Ready(self) };
-        flight.skip_unneeded();
-        if !flight.is_over() || !link.binder.is_empty() {
-            return State::Ready(self);
-        }
-        let reset = flight.needs_reset();
-        link.events.extend(self.flights.pop_front().map(Flight::finish));
-        let messages_max = link.settings.messages_max;
-        if self.leaving || messages_max != 0 && self.begun >= messages_max {
-            return self.retire(link, now);
-        }
-        if reset {
-            link.command = Some((b"RSET\r\n".to_vec(), Mark::Rset));
-            self.resetting = true;
-        }
-        State::Ready(self)
-    }
-
-    /// Leaves now, or as soon as nothing is under way.
-    fn leave(mut self, link: &mut Link, now: Now) -> State {
-        let under_way = self.flights.front().is_some_and(Flight::is_begun);
-        if !under_way && !self.resetting {
-            return self.retire(link, now);
-        }
-        self.leaving = true;
-        State::Ready(self)
-    }
-
-    fn retire(mut self, link: &mut Link, now: Now) -> State {
-        self.finish_all(link);
-        link.events.push_back(Event::Retired);
-        ExpectEndOfFile::enter(link, now)
-    }
-
-    /// Every transaction under way has its verdicts; those not begun come back untried.
-    fn finish_all(&mut self, link: &mut Link) {
-        link.events.extend(self.flights.drain(..).map(Flight::finish));
-    }
-
-    /// The connection broke.
-    fn break_off(mut self, cause: ConnectionCause, link: &mut Link) -> State {
-        let Some(flight) = self.flights.front_mut().filter(|flight| flight.is_begun()) else {
-            return self.end(Stage::Mail, cause, true, link);
-        };
-        let failure = ConnectionFailure { stage: flight.stage(link.binder.next()), cause };
-        // A host that closes idle connections may have done so before it saw MAIL. The first
-        // transaction of a connection has no such excuse, so nothing is handed back for ever.
-        let closed_while_idle = self.begun > 1
-            && !flight.is_answered()
-            && matches!(failure.cause, ConnectionCause::Network(_));
-        if closed_while_idle {
-            link.events.extend(self.flights.pop_front().map(Flight::give_back));
-        } else {
-            flight.break_off(&failure);
-        }
-        self.end(failure.stage, failure.cause, closed_while_idle, link)
-    }
-
-    fn end(mut self, stage: Stage, cause: ConnectionCause, idle: bool, link: &mut Link) -> State {
-        self.finish_all(link);
-        link.events.push_back(Event::Ended { failure: ConnectionFailure { stage, cause }, idle });
-        link.close();
-        State::Closed
-    }
-}
-
 impl ExpectEndOfFile {
-    fn enter(link: &mut Link, now: Now) -> State {
+    pub(super) fn enter(link: &mut Link, now: Now) -> State {
         link.binder.clear();
         link.command = Some((b"QUIT\r\n".to_vec(), Mark::Quit));
         link.deadline = Some(now.mono + Duration::from_millis(limits::QUIT_WAIT_MS));
@@ -529,7 +450,7 @@ impl Link {
     /// Starts the time of the next reply that is owed, or of idleness.
     fn arm(&mut self, now: Now) {
         let timeouts = &self.settings.timeouts;
-        let time = self.binder.next().map_or(timeouts.idle, |mark| mark.timeout(timeouts));
+        let time = self.binder.next().map_or(timeouts.idle, |owed| owed.mark.timeout(timeouts));
         self.deadline = Some(now.mono + time);
     }
 
@@ -559,7 +480,7 @@ impl Link {
         self.events.push_back(Event::Failed(ConnectionFailure { stage, cause }));
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.binder.clear();
         self.command = None;
         self.deadline = None;

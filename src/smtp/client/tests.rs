@@ -34,6 +34,8 @@ impl Pair {
             ehlo_name: "me.example".into(),
             timeouts: Timeouts::default(),
             messages_max,
+            train: TrainPolicy::Off,
+            plain: false,
         };
         let session = Session::new(settings, now);
         let (sent, events) = (Vec::new(), Vec::new());
@@ -1012,6 +1014,8 @@ proptest! {
             ehlo_name: "me.example".into(),
             timeouts: Timeouts::default(),
             messages_max: 5,
+            train: TrainPolicy::Off,
+            plain: false,
         };
         let now = Now::default();
         let session = Session::new(settings, now);

@@ -322,6 +322,19 @@ impl Session {
         }
     }
 
+    /// The time that a stopping engine gives its clients is over: as
+    /// [`Session::begin_shutdown`], also in the middle of a message, of which nothing is kept. A
+    /// message that is with the engine for its verdict is finished first all the same.
+    pub fn end_shutdown(&mut self, gate: &mut dyn Gate) {
+        self.shutdown = true;
+        match self.state {
+            State::Command | State::Overlong { .. } | State::Data | State::Chunk { .. } => {
+                self.stop(gate);
+            }
+            State::Verdict(_) | State::Closing => {}
+        }
+    }
+
     fn stop(&mut self, gate: &mut dyn Gate) {
         self.abort(gate, Abort::Shutdown);
         self.turn_away(&Refusal::new(421, 3, 2, "Service shutting down"));

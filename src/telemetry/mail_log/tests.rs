@@ -47,7 +47,8 @@ fn row(shown_by: LogDetail, body: &'static str, event: impl Fn(&mut MailLog) + '
 }
 
 fn connection_error(log: &mut MailLog, cause: ConnectionCause, local: Option<IpAddr>) {
-    let failure = ConnectionFailure { stage: Stage::Greeting, cause };
+    let stage = if local.is_some() { Stage::Greeting } else { Stage::Connect };
+    let failure = ConnectionFailure { stage, cause };
     let peer = "192.168.1.10:25".parse().unwrap();
     log.connection_error(NOW, Dcid(299), &domain("example.com"), peer, local, &failure);
 }
@@ -241,6 +242,12 @@ fn connection_rows() -> Vec<Row> {
             "Connection Error: DCID 299 domain: example.com IP: 192.168.1.10 port: 25 details: \
              timeout interface: 0.0.0.0 reason: connection timed out",
             |log| connection_error(log, ConnectionCause::Timeout, None),
+        ),
+        row(
+            Problems,
+            "Connection Error: DCID 299 domain: example.com IP: 192.168.1.10 port: 25 details: \
+             timeout interface: 192.168.1.1 reason: unexpected SMTP response",
+            |log| connection_error(log, ConnectionCause::Timeout, Some(ip("192.168.1.1"))),
         ),
         row(
             Problems,

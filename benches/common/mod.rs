@@ -1,0 +1,147 @@
+//! What the benches without criterion share: their arguments, CPU time, memory and a folder.
+//!
+//! Owns: reading `/proc/self` and the command line. Never: a measurement.
+
+#![allow(dead_code, reason = "each bench uses a part of it")]
+#![allow(unreachable_pub, reason = "a module that several benches include as their own")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
+
+/// The command line of a bench.
+pub struct Arguments {
+    /// Smoke run: a few seconds, and the figures mean nothing.
+    pub smoke: bool,
+    /// One line of JSON per row in place of the table.
+    pub json: bool,
+    values: HashMap<String, String>,
+}
+
+impl Arguments {
+    /// Reads the command line; `known` are the options that take a value. As with criterion, a
+    /// run without cargo's `--bench` is a smoke run.
+    pub fn read(usage: &str, known: &[&str]) -> Self {
+        let mut words = std::env::args().skip(1);
+        let mut all = Self { smoke: true, json: false, values: HashMap::new() };
+        let mut asked_for_smoke = false;
+        while let Some(word) = words.next() {
+            match word.strip_prefix("--").unwrap_or("") {
+                "bench" => all.smoke = false,
+                "test" => asked_for_smoke = true,
+                "json" => all.json = true,
+                name if known.contains(&name) => match words.next() {
+                    Some(value) => drop(all.values.insert(name.to_owned(), value)),
+                    None => refuse(usage, &format!("--{name} needs a value")),
+                },
+                _ => refuse(usage, &format!("'{word}' is not known")),
+            }
+        }
+        all.smoke |= asked_for_smoke;
+        all
+    }
+
+    /// The text of an option.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// The number of an option; ends the bench when it is none.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        let text = self.text(name)?;
+        match text.parse() {
+            Ok(number) => Some(number),
+            Err(_) => refuse("", &format!("--{name} takes a number, not '{text}'")),
+        }
+    }
+}
+
+fn refuse(usage: &str, what: &str) -> ! {
+    eprintln!("{what}\n{usage}");
+    std::process::exit(64)
+}
+
+/// A folder that vanishes: below `--spool DIR`, or in cargo's target folder, because /tmp is
+/// memory on many machines and memory syncs in no time.
+pub fn folder(arguments: &Arguments) -> tempfile::TempDir {
+    let base = arguments.text("spool").unwrap_or(env!("CARGO_TARGET_TMPDIR"));
+    tempfile::tempdir_in(PathBuf::from(base)).expect("a folder for the spool")
+}
+
+/// Raises the soft limit of open files to the hard one; the limit that holds then.
+pub fn raise_descriptor_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if setrlimit(Resource::Nofile, raised).is_err() {
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// CPU time of the whole process, workers of the ring among it.
+pub fn process_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
+}
+
+/// CPU time by thread, sampled, so that a thread that ends keeps nearly all of its own.
+#[derive(Default)]
+pub struct Threads(HashMap<u64, (String, u64)>);
+
+impl Threads {
+    /// Reads what every thread has used so far.
+    pub fn sample(&mut self) {
+        let Ok(tasks) = fs::read_dir("/proc/self/task") else { return };
+        for task in tasks.flatten() {
+            let id = task.file_name().to_str().and_then(|name| name.parse().ok());
+            let name = fs::read_to_string(task.path().join("comm"));
+            let stat = fs::read_to_string(task.path().join("schedstat"));
+            let (Some(id), Ok(name), Ok(stat)) = (id, name, stat) else { continue };
+            let used_ns = stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+            let entry = self.0.entry(id).or_insert_with(|| (name.trim().to_owned(), 0));
+            entry.1 = entry.1.max(used_ns);
+        }
+    }
+
+    /// What was used between two samplings.
+    pub fn since(before: &Self, mut after: Self) -> Self {
+        for (id, (_, earlier_ns)) in &before.0 {
+            if let Some((_, used_ns)) = after.0.get_mut(id) {
+                *used_ns = used_ns.saturating_sub(*earlier_ns);
+            }
+        }
+        after
+    }
+
+    /// Time of the threads whose name `chosen` takes.
+    pub fn used(&self, chosen: impl Fn(&str) -> bool) -> Duration {
+        let used = self.0.values().filter(|(name, _)| chosen(name));
+        Duration::from_nanos(used.map(|(_, ns)| ns).sum())
+    }
+}
+
+/// Octets of resident anonymous memory of the process.
+pub fn anonymous_octets() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
+
+/// Page faults of this thread that had to wait for the disk.
+pub fn major_faults() -> u64 {
+    let stat = fs::read_to_string("/proc/thread-self/stat").unwrap_or_default();
+    // proc_pid_stat(5): field 12; the name, field 2, may hold spaces and ends with ')'.
+    let behind_name = stat.rsplit(')').next().unwrap_or("");
+    behind_name.split_whitespace().nth(9).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Microseconds, for the tables.
+pub fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}

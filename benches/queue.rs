@@ -1,0 +1,508 @@
+//! What the queue costs on a real disk: commits by the number of messages that wait, beside the
+//! bare loops that any queue must pay; recovery; memory per recipient.
+//!
+//! Owns: the rows `engine`, `ring` and `pwrite` for each batch, and the row `recovery`. Never: a
+//! target.
+//!
+//! `engine` is [`Queue`] with its files, its effects carried out one by one through the shard's
+//! ring as a shard does it: append, write, slots, one fdatasync, 250, and the recipient settled.
+//! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
+//! written full before, and sync it once per batch: through the same ring, and by the two plain
+//! system calls. Latency is from the append of a message to its commit.
+
+#![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the data plane does not")]
+#![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
+
+mod common;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Arguments, micros};
+use hashbrown::HashMap;
+use hdrhistogram::Histogram;
+use ringpost::mail::{
+    Body, BodyKind, Envelope, Handle, Mailbox, MessageFacts, Notify, Recipient, Rid, ShardId,
+};
+use ringpost::queue::settings::QueueSettings;
+use ringpost::queue::{
+    Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
+    Spool, Ticket,
+};
+use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
+
+const USAGE: &str = "cargo bench --bench queue -- [--entries N] [--segment OCTETS] [--seconds N] \
+                     [--io ring|epoll] [--spool DIR] [--json] [--test]";
+
+const BATCHES: [usize; 4] = [1, 20, 100, 1000];
+/// Slices of a row.
+const SLICES: u32 = 10;
+const BODY_OCTETS: usize = 4096;
+/// What a message of [`BODY_OCTETS`] comes to with its envelope and slots.
+const RECORD_OCTETS: usize = 4200;
+/// Messages of the recovery row are this large: it is their number that counts.
+const SMALL_OCTETS: usize = 256;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What one row came to.
+struct Outcome {
+    records: u64,
+    wall: Duration,
+    cpu: Duration,
+    latency_us: Histogram<u64>,
+    major_faults: u64,
+}
+
+impl Outcome {
+    fn none() -> Self {
+        Self {
+            records: 0,
+            wall: Duration::ZERO,
+            cpu: Duration::ZERO,
+            latency_us: latencies(),
+            major_faults: 0,
+        }
+    }
+
+    fn add(&mut self, more: &Self) {
+        self.records += more.records;
+        self.wall += more.wall;
+        self.cpu += more.cpu;
+        self.latency_us.add(&more.latency_us).unwrap();
+        self.major_faults += more.major_faults;
+    }
+
+    fn rate(&self) -> f64 {
+        self.records as f64 / self.wall.as_secs_f64()
+    }
+
+    fn cpu_us(&self) -> f64 {
+        micros(self.cpu) / self.records as f64
+    }
+}
+
+/// Up to one minute.
+fn latencies() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).unwrap()
+}
+
+/// Measures one slice of a row: counts, both clocks, faults.
+struct Meter {
+    start: Instant,
+    cpu: Duration,
+    major_faults: u64,
+    records: u64,
+    latency_us: Histogram<u64>,
+}
+
+impl Meter {
+    fn start() -> Self {
+        Self {
+            cpu: common::process_cpu(),
+            major_faults: common::major_faults(),
+            records: 0,
+            latency_us: latencies(),
+            start: Instant::now(),
+        }
+    }
+
+    fn done(&mut self, records: u64, since: Instant) {
+        self.records += records;
+        let us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.latency_us.saturating_record_n(us, records);
+    }
+
+    fn end(self) -> Outcome {
+        Outcome {
+            records: self.records,
+            wall: self.start.elapsed(),
+            cpu: common::process_cpu() - self.cpu,
+            latency_us: self.latency_us,
+            major_faults: common::major_faults() - self.major_faults,
+        }
+    }
+}
+
+/// How long a slice runs, and how large its file is.
+#[derive(Clone, Copy)]
+struct Extent {
+    slice_for: Duration,
+    segment_octets: u64,
+}
+
+fn main() {
+    let known = ["entries", "segment", "seconds", "io", "spool", "recover"];
+    let arguments = Arguments::read(USAGE, &known);
+    if let Some(spool) = arguments.text("recover") {
+        return recover(Path::new(spool));
+    }
+    let smoke = arguments.smoke;
+    let seconds = arguments.number("seconds").map(Duration::from_secs);
+    let row_for = seconds.unwrap_or(Duration::from_millis(if smoke { 50 } else { 3000 }));
+    let extent = Extent {
+        slice_for: row_for / SLICES,
+        segment_octets: arguments.number("segment").unwrap_or(if smoke { 16 } else { 256 } << 20),
+    };
+    let backend = match (arguments.text("io"), ring::probe_ring()) {
+        (Some("epoll"), _) => Backend::Epoll,
+        (_, Ok(())) => Backend::Ring,
+        (_, Err(why)) => {
+            eprintln!("{why}; running on epoll");
+            Backend::Epoll
+        }
+    };
+    let folder = common::folder(&arguments);
+    ring::run(backend, commits(backend, folder.path(), extent, arguments.json)).unwrap();
+    let few = if smoke { 2_000 } else { 100_000 };
+    let entries = arguments.number("entries").unwrap_or(few);
+    let spool = folder.path().join("recovery");
+    ring::run(backend, fill(backend, &spool, entries)).unwrap();
+    // In a process of its own: memory that this one has freed would hide what is used.
+    let mut reader = Command::new(std::env::current_exe().unwrap());
+    reader.arg("--recover").arg(&spool).args(arguments.json.then_some("--json"));
+    assert!(reader.status().unwrap().success(), "the recovery failed");
+}
+
+/// The rows of all batches. The three loops take turns in short slices, so that a disk which
+/// changes its mood does so to all of them.
+async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
+    let bare_file = prewritten(&folder.join("bare"), extent.segment_octets);
+    let files = Files::start(backend).unwrap();
+    let mut disk = Disk::open(files.clone(), &folder.join("spool"), extent.segment_octets);
+    disk.warm_up(extent).await;
+    if !json {
+        println!(
+            "{:>8} {:>6} {:>10} {:>10} {:>9} {:>9} {:>9} {:>10} {:>7}",
+            "loop",
+            "batch",
+            "records/s",
+            "CPU us/r",
+            "p50 us",
+            "p99 us",
+            "p99.9 us",
+            "of bare",
+            "majflt"
+        );
+    }
+    for batch in BATCHES {
+        let (mut engine, mut by_ring) = (Outcome::none(), Outcome::none());
+        let mut by_pwrite = Outcome::none();
+        for _ in 0..SLICES {
+            by_ring.add(&bare_by_ring(&files, &bare_file, batch, extent).await);
+            engine.add(&disk.commit(batch, extent.slice_for).await);
+            by_pwrite.add(&bare_by_pwrite(&bare_file, batch, extent));
+        }
+        let best = by_ring.rate().max(by_pwrite.rate());
+        print(json, "engine", batch, &engine, best);
+        print(json, backend.name(), batch, &by_ring, best);
+        print(json, "pwrite", batch, &by_pwrite, best);
+    }
+}
+
+fn print(json: bool, name: &str, batch: usize, outcome: &Outcome, bare_rate: f64) {
+    let us = |quantile| outcome.latency_us.value_at_quantile(quantile);
+    let ratio = outcome.rate() / bare_rate;
+    if json {
+        let line = serde_json::json!({
+            "loop": name, "batch": batch, "records": outcome.records,
+            "records_per_s": outcome.rate(), "cpu_us_per_record": outcome.cpu_us(),
+            "latency_us": { "p50": us(0.5), "p99": us(0.99), "p99_9": us(0.999) },
+            "ratio_to_bare": ratio, "major_faults": outcome.major_faults,
+        });
+        println!("{line}");
+    } else {
+        println!(
+            "{name:>8} {batch:>6} {:>10.0} {:>10.2} {:>9} {:>9} {:>9} {ratio:>10.3} {:>7}",
+            outcome.rate(),
+            outcome.cpu_us(),
+            us(0.5),
+            us(0.99),
+            us(0.999),
+            outcome.major_faults,
+        );
+    }
+}
+
+/// A file without a hole and without an extent that was never written: what a recycled segment
+/// is.
+fn prewritten(path: &Path, octets: u64) -> File {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(true).open(path).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for at in (0..octets).step_by(zeros.len()) {
+        file.write_all_at(&zeros, at).unwrap();
+    }
+    file.sync_all().unwrap();
+    file
+}
+
+/// The next place of a batch of `octets`; from the front again at the end of the file.
+fn place(at: &mut u64, octets: u64, file_octets: u64) -> u64 {
+    if *at + octets > file_octets {
+        *at = 0;
+    }
+    let here = *at;
+    *at += octets;
+    here
+}
+
+async fn bare_by_ring(files: &Files, file: &File, batch: usize, extent: Extent) -> Outcome {
+    let file = files.adopt(file.try_clone().unwrap());
+    let facts = MessageFacts::default();
+    let body = Arc::new(Body { bytes: vec![b'x'; batch * RECORD_OCTETS], facts });
+    let octets = body.bytes.len() as u64;
+    let (mut meter, mut at) = (Meter::start(), 0);
+    while meter.start.elapsed() < extent.slice_for {
+        let since = Instant::now();
+        let gather = Gather::new(vec![Piece::Body(body.clone(), 0..body.bytes.len())]);
+        file.write_at(gather, place(&mut at, octets, extent.segment_octets)).await.unwrap();
+        file.sync_data().await.unwrap();
+        meter.done(batch as u64, since);
+    }
+    meter.end()
+}
+
+fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
+    let record = vec![b'x'; batch * RECORD_OCTETS];
+    let octets = record.len() as u64;
+    let (mut meter, mut at) = (Meter::start(), 0);
+    while meter.start.elapsed() < extent.slice_for {
+        let since = Instant::now();
+        file.write_all_at(&record, place(&mut at, octets, extent.segment_octets)).unwrap();
+        file.sync_data().unwrap();
+        meter.done(batch as u64, since);
+    }
+    meter.end()
+}
+
+/// A queue with its files: what a shard has of them.
+struct Disk {
+    queue: Queue,
+    medium: FileMedium,
+    files: Files,
+    segments: HashMap<SegmentId, ring::File>,
+    waiting: HashMap<Ticket, Instant>,
+    /// Committed and not settled.
+    unsettled: Vec<Handle>,
+    envelope: Envelope,
+    body: Arc<Body>,
+    /// Holds the lock.
+    _spool: Spool,
+}
+
+fn open_spool(path: &Path, octets_max: u64) -> Spool {
+    let settings =
+        QueueSettings { spool: path.to_owned(), octets_max, free_octets_min: Some(1 << 30) };
+    Spool::open(&settings, 1).unwrap()
+}
+
+impl Disk {
+    fn open(files: Files, path: &Path, segment_octets: u64) -> Self {
+        // A spool's segments are 1/64 of it.
+        let spool = open_spool(path, segment_octets * 64);
+        let medium = spool.medium();
+        let options = spool.options(ShardId(0), 0);
+        let opened = Queue::open(&medium, options, ring::now()).unwrap();
+        let Opened { queue, files: found, .. } = opened;
+        let segments = found.into_iter().map(|(id, file)| (id, files.adopt(file))).collect();
+        let address = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
+        let recipient = Recipient {
+            rid: Rid(0),
+            address: address("user@example.com"),
+            notify: Notify::default(),
+            orcpt: None,
+        };
+        let envelope = Envelope {
+            sender: Some(address("bounces+4711@out.example.net")),
+            body: BodyKind::SevenBit,
+            smtputf8: false,
+            ret: None,
+            envid: None,
+            recipients: vec![recipient],
+        };
+        let body = body_of(BODY_OCTETS);
+        let (waiting, unsettled) = (HashMap::new(), Vec::new());
+        Self { queue, medium, files, segments, waiting, unsettled, envelope, body, _spool: spool }
+    }
+
+    fn append(&mut self) {
+        // Each message has its own copy, as one that came from a client has.
+        let body = Arc::new(Body { bytes: self.body.bytes.clone(), facts: self.body.facts });
+        let now = ring::now();
+        let ticket = self.queue.ids().next_mid().map(|mid| NewMessage {
+            mid,
+            envelope: self.envelope.clone(),
+            arrival: now.wall,
+            bounce_profile: "default".into(),
+            listener: "127.0.0.1:2525".into(),
+            cause: None,
+            body,
+        });
+        let ticket = self.queue.append(ticket.expect("ids are reserved in time")).unwrap();
+        self.waiting.insert(ticket, Instant::now());
+    }
+
+    /// Carries out one effect; false when there is none.
+    async fn step(&mut self) -> bool {
+        let Some(effect) = self.queue.next_effect() else { return false };
+        match effect {
+            Effect::Make { id, segment, octets, map_octets, header } => {
+                let made = self.make(segment, octets, map_octets, &header);
+                self.queue.handle_made(id, made);
+            }
+            Effect::Write { id, segment, offset, chunks } => {
+                let gather = Gather::new(chunks.into_iter().map(piece).collect());
+                let result = self.segments[&segment].write_at(gather, offset).await;
+                self.queue.handle_done(id, result);
+            }
+            Effect::Read { id, plan } => {
+                let result = self.read(&plan).await;
+                self.queue.handle_read(id, result);
+            }
+            Effect::Sync { id, segment } => {
+                let result = self.segments[&segment].sync_data().await;
+                self.queue.handle_done(id, result);
+            }
+        }
+        true
+    }
+
+    async fn read(&self, plan: &ReadPlan) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        for piece in &plan.pieces {
+            let octets = usize::try_from(piece.octets).unwrap();
+            let file = &self.segments[&piece.segment];
+            all.extend_from_slice(&file.read_exact_at(octets, piece.offset).await?);
+        }
+        Ok(all)
+    }
+
+    fn make(
+        &mut self,
+        segment: SegmentId,
+        octets: u64,
+        map_octets: u64,
+        header: &[u8],
+    ) -> io::Result<ringpost::queue::Mapping> {
+        let file = self.medium.make(segment, octets, header)?;
+        let mapping = self.medium.map(&file, map_octets)?;
+        self.segments.insert(segment, self.files.adopt(file));
+        Ok(mapping)
+    }
+
+    /// Takes the commits that have come, into `meter` and `unsettled`.
+    fn hear(&mut self, meter: &mut Meter) {
+        while let Some(event) = self.queue.poll_event() {
+            let Event::Committed { ticket, handles, .. } = event else { panic!("a commit failed") };
+            let since = self.waiting.remove(&ticket).expect("somebody waits for it");
+            meter.done(1, since);
+            self.unsettled.extend(handles.into_iter().map(|(handle, _)| handle));
+        }
+    }
+
+    /// Keeps `waiting` messages waiting for `row_for`; all of them commit together.
+    async fn commit(&mut self, waiting: usize, row_for: Duration) -> Outcome {
+        let mut meter = Meter::start();
+        while meter.start.elapsed() < row_for {
+            for _ in self.waiting.len()..waiting {
+                self.append();
+            }
+            while !self.waiting.is_empty() {
+                assert!(self.step().await, "messages wait and nothing is to be done");
+                self.hear(&mut meter);
+            }
+            self.queue.tick(ring::now());
+            for handle in self.unsettled.drain(..) {
+                let change = self.queue.deleted(handle, Rid(0));
+                assert!(change.applied, "a recipient was settled twice");
+            }
+        }
+        meter.end()
+    }
+
+    /// Brings the queue to where it takes up segments that it has used before.
+    async fn warm_up(&mut self, extent: Extent) {
+        let messages = extent.segment_octets * 2 / RECORD_OCTETS as u64;
+        let mut done = 0;
+        while done < messages {
+            done += self.commit(1000, Duration::from_millis(1)).await.records;
+        }
+    }
+
+    /// Ends in good order.
+    async fn end(mut self) {
+        self.queue.flush();
+        while self.step().await {}
+    }
+}
+
+fn piece(chunk: Chunk) -> Piece {
+    match chunk {
+        Chunk::Owned(octets) => Piece::Bytes(octets),
+        Chunk::Shared { body, start, end } => Piece::Body(body, start..end),
+    }
+}
+
+fn body_of(octets: usize) -> Arc<Body> {
+    Arc::new(Body { bytes: vec![b'x'; octets], facts: MessageFacts::default() })
+}
+
+/// Leaves a spool with `entries` recipients, one per message.
+async fn fill(backend: Backend, spool: &Path, entries: u64) {
+    let mut disk = Disk::open(Files::start(backend).unwrap(), spool, 64 << 20);
+    disk.body = body_of(SMALL_OCTETS);
+    let (mut meter, mut appended) = (Meter::start(), 0);
+    while appended < entries {
+        let batch = (entries - appended).min(1000);
+        (0..batch).for_each(|_| disk.append());
+        appended += batch;
+        while !disk.waiting.is_empty() {
+            assert!(disk.step().await, "messages wait and nothing is to be done");
+            disk.hear(&mut meter);
+        }
+        disk.queue.tick(ring::now());
+    }
+    disk.end().await;
+}
+
+/// The row `recovery`, in the process that [`main`] starts for it.
+fn recover(path: &Path) {
+    let spool = open_spool(path, 64 << 26);
+    let medium = spool.medium();
+    let options = spool.options(ShardId(0), 0);
+    let (anonymous, faults) = (common::anonymous_octets(), common::major_faults());
+    let (start, cpu) = (Instant::now(), common::process_cpu());
+    let opened = Queue::open(&medium, options, ring::now()).unwrap();
+    let (wall, cpu) = (start.elapsed(), common::process_cpu() - cpu);
+    let anonymous = common::anonymous_octets().saturating_sub(anonymous);
+    let faults = common::major_faults() - faults;
+    let entries = opened.recovered.found_recipients;
+    let index = opened.queue.usage().index_octets;
+    let each = |octets: f64| octets / entries as f64;
+    if std::env::args().any(|word| word == "--json") {
+        let line = serde_json::json!({
+            "recovery_entries": entries, "seconds": wall.as_secs_f64(),
+            "cpu_us_per_entry": each(micros(cpu)),
+            "anonymous_octets_per_recipient": each(anonymous as f64),
+            "index_octets_per_recipient": each(index as f64),
+            "major_faults": faults,
+        });
+        println!("{line}");
+    } else {
+        println!(
+            "recovery of {entries} entries: {:.3} s, {:.2} us of CPU each; {:.1} octets of \
+             anonymous memory per recipient ({:.1} of them the index); {faults} major faults",
+            wall.as_secs_f64(),
+            each(micros(cpu)),
+            each(anonymous as f64),
+            each(index as f64),
+        );
+    }
+}

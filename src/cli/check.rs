@@ -1,0 +1,90 @@
+//! `ringpost check`: is this configuration good?
+//!
+//! Owns: how what is wrong with a configuration is told, for all verbs. Never: the checks.
+
+use std::path::{Path, PathBuf};
+
+use super::{CliError, Exit, print};
+use crate::config::{self, Problem, Snapshot};
+use crate::route::Pattern;
+
+/// Check a configuration with its routes and its tuning profile, without starting anything.
+///
+/// Every error is printed at once, one a line, as 'file:line:column: what, and what is allowed';
+/// the exit code is 78 then.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  ringpost check --config /etc/ringpost/ringpost.toml
+  ringpost check --config ringpost.toml --json")]
+pub(super) struct Arguments {
+    /// The configuration file; without it the defaults are checked
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the result as one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Arguments {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let file = self.config.as_deref();
+        let loaded = config::load(file);
+        if self.json {
+            return tell_json(&loaded);
+        }
+        match loaded {
+            Ok(snapshot) => {
+                if let Some(note) = without_default_route(&snapshot) {
+                    eprintln!("ringpost: {note}");
+                }
+                let (routes, listeners) = (snapshot.routes.rows().len(), snapshot.listeners.len());
+                let name = file.unwrap_or(Path::new("defaults")).display();
+                print(format_args!("{name}: good ({listeners} listeners, {routes} routes)"))
+            }
+            Err(problems) => {
+                problems.iter().for_each(|problem| eprintln!("{problem}"));
+                Ok(Exit::Config)
+            }
+        }
+    }
+}
+
+fn tell_json(loaded: &Result<Snapshot, Vec<Problem>>) -> Result<Exit, CliError> {
+    let (problems, notes) = match loaded {
+        Ok(snapshot) => (&[][..], without_default_route(snapshot)),
+        Err(problems) => (&problems[..], None),
+    };
+    let problem = |p: &Problem| {
+        serde_json::json!({
+            "file": p.file.to_string_lossy(), "line": p.line, "column": p.column, "what": p.what,
+        })
+    };
+    let line = serde_json::json!({
+        "good": loaded.is_ok(),
+        "problems": problems.iter().map(problem).collect::<Vec<_>>(),
+        "notes": notes.into_iter().collect::<Vec<_>>(),
+    });
+    print(line)?;
+    Ok(if loaded.is_ok() { Exit::Ok } else { Exit::Config })
+}
+
+/// Tells what is wrong on standard error; a verb that needs the configuration ends with this.
+pub(super) fn refuse(problems: &[Problem]) -> Exit {
+    problems.iter().for_each(|problem| eprintln!("ringpost: {problem}"));
+    Exit::Config
+}
+
+/// What happens to mail that no route covers, when there is such mail.
+pub(super) fn without_default_route(snapshot: &Snapshot) -> Option<String> {
+    let rows = snapshot.routes.rows();
+    if rows.iter().any(|row| row.pattern == Pattern::Default) {
+        return None;
+    }
+    let which = if rows.is_empty() { "all mail" } else { "mail that no route matches" };
+    let hint = match &snapshot.routes_file {
+        Some(file) => format!("add a route for ALL to {}", file.display()),
+        None => "set routes = \"smtproutes\" in the configuration".to_owned(),
+    };
+    Some(format!("note: {which} is refused with 451 4.4.4 until DNS is supported; {hint}"))
+}

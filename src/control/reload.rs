@@ -1,0 +1,75 @@
+//! Reload: routes, destinations, bounce profiles, deadlines and the tuning profile of the
+//! configuration file come in force without a dropped connection.
+//!
+//! Owns: the order of a reload, and who is told of it. Never: half of a configuration: a file
+//! with one error leaves everything as it was.
+//!
+//! Diagnostics: one line on standard error and in the mail log, whoever asked.
+
+use std::sync::Arc;
+
+use super::Control;
+use crate::config::{self, Problem};
+use crate::telemetry::line::Level;
+
+/// Problems that are told one by one in the mail log; standard error gets all.
+const LOGGED_MAX: usize = 10;
+
+/// What a reload did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Reloaded {
+    /// The number of the configuration now in force.
+    pub(super) epoch: u64,
+    /// Keys that differ and wait for the next start.
+    pub(super) waiting: Vec<&'static str>,
+}
+
+impl Control {
+    /// Loads the file and puts it in force. Two at once go one after the other.
+    pub(super) async fn reload(self: &Arc<Self>) -> Result<Reloaded, Vec<Problem>> {
+        let _alone = self.reloading.lock().await;
+        let control = self.clone();
+        // A table of a million routes takes its time, in which the API goes on to answer.
+        let load = tokio::task::spawn_blocking(move || config::load(control.file.as_deref()));
+        let loaded =
+            load.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let result = loaded.map(|new| {
+            let (next, waiting) = self.shared.config.load_full().reloaded(new);
+            let epoch = self.shared.config.replace(next);
+            self.shared.ring_all();
+            Reloaded { epoch, waiting }
+        });
+        match &result {
+            Ok(reloaded) => self.tell_reloaded(reloaded),
+            Err(problems) => self.tell_refused(problems),
+        }
+        result
+    }
+
+    fn tell_reloaded(&self, reloaded: &Reloaded) {
+        let mut text = format!("configuration {} is in force", reloaded.epoch);
+        if !reloaded.waiting.is_empty() {
+            text.push_str("; takes effect at the next start: ");
+            text.push_str(&reloaded.waiting.join(", "));
+        }
+        self.tell(Level::Info, &text);
+    }
+
+    fn tell_refused(&self, problems: &[Problem]) {
+        for (number, problem) in problems.iter().enumerate() {
+            eprintln!("ringpost: {problem}");
+            if number < LOGGED_MAX {
+                self.shared.note(Level::Warning, format!("configuration: {problem}"));
+            }
+        }
+        let count = problems.len();
+        let text =
+            format!("reload failed with {count} errors; the old configuration stays in force");
+        self.tell(Level::Warning, &text);
+    }
+
+    fn tell(&self, level: Level, text: &str) {
+        eprintln!("ringpost: {text}");
+        self.shared.note(level, text.to_owned());
+    }
+}

@@ -1,0 +1,140 @@
+//! Deliver-or-sync: what a shard does between a message's final dot and its commit.
+//!
+//! Owns: how long a message is held back from the disk, and the pieces of deliveries that wait
+//! for its commit, because a deferral or a bounce may only follow it. Never: the 250 (`commit`),
+//! the states (`queue`).
+//!
+//! While a message is not on disk its client owns it: full acceptance by the next hops answers
+//! it, anything else waits for the sync. The hold-back follows the time that deliveries take: a
+//! multiple of it while that is short, nothing when deliveries take longer than the disk.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Shard;
+use super::delivery::{Delivery, UnderWay};
+use super::hot::Message;
+use crate::mail::{Dcid, Failure, Handle, Mid, Mono, Now, PossiblyAccepted, Rid};
+use crate::queue::{Full, NewMessage, Ticket};
+
+/// A message is held back for this many times the usual time of a delivery.
+const USUAL_TIMES: u64 = 4;
+
+/// No hold-back is shorter, in milliseconds: the clock has this grain.
+const HOLD_BACK_MS_MIN: u64 = 4;
+
+/// A piece of a delivery that waits until its message is on disk.
+pub(super) enum Parked {
+    /// To be deferred.
+    Defer(Delivery, Failure, Dcid),
+    /// To be bounced; the failure of the last attempt, and the host, as for `bounce_after`.
+    Bounce(Delivery, Failure, Option<Failure>, Dcid, Option<std::net::SocketAddr>),
+    /// Counts as delivered without a reply, which is no proof for a 250.
+    Possibly(Delivery, Vec<(Rid, PossiblyAccepted)>, Dcid),
+    /// All pieces have ended, and something is left of the handle.
+    Rest(Handle, UnderWay),
+}
+
+impl Shard {
+    /// Takes a message whose deliveries begin now, before its commit.
+    pub(super) fn take_early(
+        self: &Rc<Self>,
+        new: NewMessage,
+        message: &Arc<Message>,
+        now: Now,
+    ) -> Result<Ticket, Full> {
+        let mid = new.mid;
+        let hold_back = Duration::from_millis(self.hold_back_ms());
+        let taken = self.queue.borrow_mut().take_early(new, now.mono + hold_back);
+        let (ticket, handles) = taken?;
+        self.log(|log, now| log.queued(now, mid));
+        self.uncommitted.borrow_mut().insert(mid, message.clone());
+        for (handle, domain) in handles {
+            self.make_ready(handle, &domain);
+        }
+        self.hold_bell.ring();
+        Ok(ticket)
+    }
+
+    /// How long the next message is held back, in milliseconds.
+    pub(super) fn hold_back_ms(&self) -> u64 {
+        let most = u64::from(self.config().tuning.hold_back_ms);
+        let wanted = (self.usual_delivery_us.get() * USUAL_TIMES).div_ceil(1000);
+        // Deliveries that take longer than we are ready to wait: waiting gains nothing.
+        if wanted > most { 0 } else { wanted.max(HOLD_BACK_MS_MIN).min(most) }
+    }
+
+    /// A delivery took `us` microseconds from the final dot on; an eighth of it counts.
+    pub(super) fn note_delivery_time(&self, us: u64) {
+        let usual = self.usual_delivery_us.get();
+        self.usual_delivery_us.set(usual - usual / 8 + us / 8);
+    }
+
+    /// Moves messages into the next commit when their hold-back is over.
+    pub(super) async fn run_hold_back(self: Rc<Self>) {
+        loop {
+            let now = self.now().mono;
+            let next = self.queue.borrow_mut().release_held(now);
+            self.commit_bell.ring();
+            match next {
+                Some(Mono(due)) => {
+                    let wait = Duration::from_millis(due.saturating_sub(now.0).max(1));
+                    super::io::sleep(wait).await;
+                }
+                None => self.hold_bell.rung().await,
+            }
+        }
+    }
+
+    /// True, and the piece is kept until the commit, when its message is not on disk yet.
+    pub(super) fn must_park(&self, handle: Handle) -> bool {
+        let mut queue = self.queue.borrow_mut();
+        let uncommitted = queue.is_uncommitted(handle);
+        if uncommitted {
+            queue.write_now(handle);
+            self.commit_bell.ring();
+        }
+        uncommitted
+    }
+
+    /// Keeps a piece until the commit of `mid`.
+    pub(super) fn park(&self, mid: Mid, piece: Parked) {
+        self.parked.borrow_mut().entry(mid).or_default().push(piece);
+    }
+
+    /// The message is on disk: what waited for that goes on.
+    pub(super) fn unpark(self: &Rc<Self>, mid: Mid) {
+        for piece in self.parked.borrow_mut().remove(&mid).unwrap_or_default() {
+            match piece {
+                Parked::Defer(delivery, failure, dcid) => self.defer(delivery, failure, dcid),
+                Parked::Bounce(delivery, failure, last, dcid, host) => {
+                    self.bounce_after(delivery, failure, last, dcid, host);
+                }
+                Parked::Possibly(delivery, rids, dcid) => {
+                    self.possibly_delivered(&delivery, &rids, dcid);
+                }
+                Parked::Rest(handle, under_way) => self.end_handle(handle, under_way),
+            }
+        }
+    }
+
+    /// The commit failed and the client hears 451: what waited for it is withdrawn.
+    pub(super) fn withdraw(self: &Rc<Self>, mid: Mid) {
+        for piece in self.parked.borrow_mut().remove(&mid).unwrap_or_default() {
+            let delivery = match piece {
+                Parked::Defer(delivery, ..)
+                | Parked::Bounce(delivery, ..)
+                | Parked::Possibly(delivery, ..) => delivery,
+                Parked::Rest(handle, under_way) => {
+                    self.end_handle(handle, under_way);
+                    continue;
+                }
+            };
+            let mut queue = self.queue.borrow_mut();
+            delivery.rids.iter().for_each(|rid| queue.withdraw(delivery.handle, *rid));
+            drop(queue);
+            self.end_piece(delivery.handle);
+        }
+    }
+}

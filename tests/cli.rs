@@ -1,0 +1,151 @@
+//! The command line: help, exit codes of sysexits(3), one-line errors, JSON.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test may fail and reads time; it uses a part of what tests share"
+)]
+
+mod common;
+
+use std::fs;
+
+use common::ringpost;
+use serde_json::Value;
+
+const VERBS: [&[&str]; 8] = [
+    &["serve"],
+    &["check"],
+    &["config"],
+    &["status"],
+    &["route"],
+    &["route", "explain"],
+    &["sink"],
+    &["source"],
+];
+
+#[test]
+fn every_verb_has_help_with_an_example() {
+    let folder = tempfile::tempdir().unwrap();
+    for verb in VERBS {
+        let words: Vec<&str> = verb.iter().copied().chain(["--help"]).collect();
+        let (code, help, stderr) = ringpost(&words, folder.path());
+        assert_eq!((code, stderr.as_str()), (0, ""), "{verb:?}");
+        assert!(help.contains("Example") && help.contains("--json"), "{help}");
+        assert!(help.contains(&format!("ringpost {}", verb.join(" "))), "{help}");
+    }
+    let (code, version, _) = ringpost(&["--version"], folder.path());
+    assert_eq!((code, version.trim()), (0, concat!("ringpost ", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn wrong_arguments_are_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let table: [(&[&str], i32, &str); 9] = [
+        (&[], 64, "requires a subcommand"),
+        (&["serv"], 64, "unrecognized subcommand"),
+        (&["check", "file.toml"], 64, "unexpected argument"),
+        (&["config", "--effectiv"], 64, "ringpost config --help"),
+        (&["route"], 64, "subcommand"),
+        (&["route", "explain", "nobody"], 64, "USER@DOMAIN"),
+        (&["status", "--config", "missing.toml"], 78, "missing.toml:1:1: cannot read"),
+        (&["serve", "--config", "missing.toml"], 78, "missing.toml:1:1: cannot read"),
+        (&["status"], 69, "ringpost serve"),
+    ];
+    for (words, expected, piece) in table {
+        let (code, stdout, stderr) = ringpost(words, folder.path());
+        assert_eq!((code, stdout.as_str()), (expected, ""), "{words:?}: {stderr}");
+        assert!(stderr.starts_with("ringpost: ") && stderr.contains(piece), "{words:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+/// Five errors in three files, with the place of each.
+const WRONG: &str = "\
+hostnam = \"out.test\"
+shards = 9999
+routes = \"smtproutes\"
+[[listener]]
+address = \"nowhere\"
+  tls = \"starttls\"
+";
+
+#[test]
+fn check_tells_every_error_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("r.toml"), WRONG).unwrap();
+    fs::write(folder.path().join("smtproutes"), "# routes\nALL 192.0.2.1/pri=x\n").unwrap();
+    let (code, stdout, stderr) = ringpost(&["check", "--config", "r.toml"], folder.path());
+    assert_eq!((code, stdout.as_str()), (78, ""));
+    let places =
+        ["r.toml:1:1: ", "r.toml:2:10: ", "r.toml:5:11: ", "r.toml:6:9: ", "smtproutes:2:"];
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert_eq!(lines.len(), places.len(), "{stderr}");
+    for (line, place) in lines.iter().zip(places) {
+        assert!(line.starts_with(place), "{line} should begin with {place}");
+        assert!(line.contains("allowed: "), "{line}");
+    }
+    assert!(lines[0].contains("did you mean hostname?"), "{stderr}");
+    assert!(lines[3].contains("not supported yet"), "{stderr}");
+
+    let (code, json, _) = ringpost(&["check", "--config", "r.toml", "--json"], folder.path());
+    let told: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &told["good"]), (78, &false.into()));
+    assert_eq!(told["problems"].as_array().unwrap().len(), 5);
+    assert_eq!(
+        (&told["problems"][1]["line"], &told["problems"][1]["column"]),
+        (&2.into(), &10.into())
+    );
+    for words in [&["serve", "--config", "r.toml"][..], &["config", "--config", "r.toml"]] {
+        let (code, stdout, stderr) = ringpost(words, folder.path());
+        assert_eq!((code, stdout.as_str(), stderr.lines().count()), (78, "", 5));
+        assert!(stderr.lines().all(|line| line.starts_with("ringpost: ")), "{stderr}");
+    }
+    assert!(!folder.path().join("spool").exists(), "a refused start leaves nothing behind");
+}
+
+#[test]
+fn a_good_configuration_is_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("r.toml"), "routes = \"smtproutes\"\n").unwrap();
+    fs::write(folder.path().join("smtproutes"), "a.test 192.0.2.1\n").unwrap();
+    let (code, stdout, stderr) = ringpost(&["check", "--config", "r.toml"], folder.path());
+    assert_eq!((code, stdout.as_str()), (0, "r.toml: good (1 listeners, 1 routes)\n"));
+    assert!(stderr.starts_with("ringpost: note: ") && stderr.contains("451 4.4.4"), "{stderr}");
+    fs::write(folder.path().join("smtproutes"), "a.test 192.0.2.1\nALL 192.0.2.2\n").unwrap();
+    let (code, stdout, stderr) = ringpost(&["check", "--config", "r.toml"], folder.path());
+    assert_eq!((code, stdout.lines().count(), stderr.as_str()), (0, 1, ""));
+    let (code, json, _) = ringpost(&["check", "--json"], folder.path());
+    let told: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &told["good"]), (0, &true.into()));
+    assert!(told["notes"][0].as_str().unwrap().contains("all mail is refused"));
+}
+
+#[test]
+fn what_config_prints_is_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("r.toml"), "shards = 3\n[admin]\naddress = \"127.0.0.1:8026\"\n")
+        .unwrap();
+    for (words, name) in [
+        (&["config"][..], "reference.toml"),
+        (&["config", "--effective"], "defaults.toml"),
+        (&["config", "--effective", "--config", "r.toml"], "effective.toml"),
+    ] {
+        let (code, text, stderr) = ringpost(words, folder.path());
+        assert_eq!((code, stderr.as_str()), (0, ""));
+        fs::write(folder.path().join(name), &text).unwrap();
+        let (code, _, stderr) = ringpost(&["check", "--config", name], folder.path());
+        assert_eq!(code, 0, "{stderr}");
+        let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+        let (code, json, _) = ringpost(&words, folder.path());
+        assert_eq!(code, 0);
+        let _valid: Value = serde_json::from_str(&json).unwrap();
+    }
+    let effective = fs::read_to_string(folder.path().join("effective.toml")).unwrap();
+    assert!(
+        effective.contains("shards = 3") && effective.contains("127.0.0.1:8026"),
+        "{effective}"
+    );
+}

@@ -1,0 +1,283 @@
+//! The end in good order: what SIGTERM waits for and what it cuts, and what SIGHUP does.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    unused_imports,
+    reason = "a test may fail and reads time; it uses a part of what tests share"
+)]
+
+mod common;
+
+use std::fs;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use common::{Client, Engine, Peer, Setup};
+use ringpost::lab::sink::{Behaviour, Sink, SinkOptions};
+use ringpost::lab::source::{self, SourceOptions};
+
+fn engine(peer: &Peer) -> Engine {
+    Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))))
+}
+
+/// A peer that takes everything, but lets `delay` pass before its reply to a final dot, and tells
+/// when it has seen one.
+fn late_peer(delay: Duration) -> (Peer, mpsc::Receiver<()>) {
+    let (dot, has_dot) = mpsc::channel();
+    let peer = Peer::start(move |peer, _| {
+        if peer.hello() {
+            let dot = dot.clone();
+            peer.serve_with(move |line| {
+                if line == "." {
+                    dot.send(()).unwrap_or_default();
+                    std::thread::sleep(delay);
+                }
+                None
+            });
+        }
+    });
+    (peer, has_dot)
+}
+
+#[test]
+fn term_and_int_while_idle_end_at_once_with_exit_code_0() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    engine.send("a@a.test", &["b@b.test"]);
+    engine.wait_empty();
+    // It does not read its 421, and is waited for a little.
+    let idle = engine.client();
+    for name in ["TERM", "INT"] {
+        let start = Instant::now();
+        engine.signal(name);
+        assert_eq!(engine.wait_exit(), Some(0), "{name}: {}", engine.stderr());
+        assert!(start.elapsed() < Duration::from_secs(4), "{name}: {:?}", start.elapsed());
+        engine.launch();
+    }
+    drop(idle);
+}
+
+#[test]
+fn an_idle_client_hears_421() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    let mut client = engine.client();
+    engine.signal("TERM");
+    let farewell = client.reply();
+    assert!(farewell.starts_with("421 4.3.2"), "{farewell:?}");
+    assert_eq!(client.reply(), "");
+    assert_eq!(engine.wait_exit(), Some(0));
+}
+
+#[test]
+fn a_client_in_the_middle_of_data_finishes() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    let mut client = engine.client();
+    client.envelope("a@a.test", &["b@b.test"]);
+    assert!(client.command("DATA").starts_with("354"));
+    client.raw(b"Subject: half\r\n\r\nfirst half\r\n");
+    engine.signal("TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    client.raw(b"second half\r\n.\r\n");
+    let reply = client.reply();
+    assert!(reply.starts_with("250") || reply.starts_with("421"), "{reply:?}");
+    let taken = reply.starts_with("250");
+    if taken {
+        assert!(client.reply().starts_with("421"));
+    }
+    assert_eq!(client.reply(), "");
+    assert_eq!(engine.wait_exit(), Some(0));
+    engine.launch();
+    engine.wait_empty();
+    assert_eq!(peer.messages().len(), usize::from(taken));
+}
+
+/// Everything but replies to a final dot gets 10 s.
+#[test]
+fn a_client_that_stalls_in_data_is_cut_after_10_s() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    let mut client = engine.client();
+    client.envelope("a@a.test", &["b@b.test"]);
+    assert!(client.command("DATA").starts_with("354"));
+    client.raw(b"Subject: half\r\n\r\nfirst half\r\n");
+    let start = Instant::now();
+    engine.signal("TERM");
+    assert_eq!(engine.wait_exit(), Some(0));
+    let took = start.elapsed();
+    assert!((Duration::from_secs(9)..Duration::from_secs(14)).contains(&took), "{took:?}");
+    assert!(engine.log().contains("Message aborted MID"), "{}", engine.log());
+}
+
+#[test]
+fn a_delivery_before_its_final_dot_is_finished_or_kept() {
+    let (seen, has_seen) = mpsc::channel();
+    let peer = Peer::start(move |peer, number| {
+        if peer.hello() {
+            let seen = seen.clone();
+            peer.serve_with(move |line| {
+                if number == 0 && line.starts_with("DATA") {
+                    seen.send(()).unwrap_or_default();
+                    std::thread::sleep(Duration::from_millis(700));
+                }
+                None
+            });
+        }
+    });
+    let mut engine = engine(&peer);
+    engine.send("a@a.test", &["b@b.test"]);
+    has_seen.recv().unwrap();
+    let start = Instant::now();
+    engine.signal("TERM");
+    assert_eq!(engine.wait_exit(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    let before = peer.messages().len();
+    engine.launch();
+    engine.wait_empty();
+    assert!(before <= 1);
+    assert_eq!(peer.messages().len(), 1, "once, and only once:\n{}", engine.log());
+    assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
+}
+
+#[test]
+fn a_delivery_past_its_final_dot_is_waited_for() {
+    for signal in ["TERM", "INT"] {
+        let (peer, dot) = late_peer(Duration::from_millis(1_500));
+        let mut engine = engine(&peer);
+        engine.send("a@a.test", &["b@b.test"]);
+        dot.recv().unwrap();
+        engine.signal(signal);
+        assert_eq!(engine.wait_exit(), Some(0));
+        let log = engine.log();
+        assert!(log.contains("Message done DCID"), "{log}");
+        assert!(log.contains("Message finished MID"), "{log}");
+        engine.launch();
+        assert_eq!(engine.metric("ringpost_recipients_pending"), 0.0);
+        assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
+        assert_eq!(peer.messages().len(), 1);
+    }
+}
+
+#[test]
+fn a_final_reply_that_comes_too_late_leaves_an_uncertain_recipient() {
+    let (peer, dot) = late_peer(Duration::from_secs(4));
+    let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+    let mut engine = Engine::start(&setup.top("shutdown_final_reply = \"1s\""));
+    engine.send("a@a.test", &["b@b.test"]);
+    dot.recv().unwrap();
+    let start = Instant::now();
+    engine.signal("TERM");
+    assert_eq!(engine.wait_exit(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    engine.launch();
+    engine.wait_log("Possible Delivery: DCID");
+    engine.wait_empty();
+    assert_eq!(engine.log().matches("Possible Delivery").count(), 1, "{}", engine.log());
+    assert_eq!(engine.metric("ringpost_recipients_uncertain_total"), 1.0);
+}
+
+#[test]
+fn a_second_term_ends_at_once() {
+    let (peer, dot) = late_peer(Duration::from_secs(6));
+    let mut engine = engine(&peer);
+    engine.send("a@a.test", &["b@b.test"]);
+    dot.recv().unwrap();
+    engine.signal("TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    engine.signal("TERM");
+    let code = engine.wait_exit();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(code, Some(0));
+    engine.launch();
+    engine.wait_log("Possible Delivery: DCID");
+    engine.wait_empty();
+}
+
+#[test]
+fn nothing_is_taken_while_the_end_is_awaited() {
+    let (peer, dot) = late_peer(Duration::from_secs(2));
+    let mut engine = engine(&peer);
+    engine.send("a@a.test", &["b@b.test"]);
+    dot.recv().unwrap();
+    engine.signal("TERM");
+    engine.wait("the listener to close", || std::net::TcpStream::connect(engine.smtp).is_err());
+    let health = common::http_get(engine.admin, "/healthz");
+    assert_eq!(health, "stopping\n");
+    assert_eq!(engine.wait_exit(), Some(0));
+}
+
+#[test]
+fn hup_reopens_the_log() {
+    let peer = Peer::good();
+    let engine = engine(&peer);
+    engine.send("a@a.test", &["first@b.test"]);
+    engine.wait_log("Message finished");
+    fs::rename(engine.path("mail_logs"), engine.path("mail_logs.1")).unwrap();
+    engine.signal("HUP");
+    engine.wait_log("Begin Logfile");
+    engine.send("a@a.test", &["second@b.test"]);
+    engine.wait_log("Message finished");
+    let old = fs::read_to_string(engine.path("mail_logs.1")).unwrap();
+    assert!(old.contains("first@b.test") && !old.contains("second@b.test"), "{old}");
+    assert!(engine.log().contains("second@b.test") && !engine.log().contains("first@b.test"));
+    let mut client = Client::connect(engine.smtp);
+    assert!(client.command("NOOP").starts_with("250"), "the engine takes mail as before");
+}
+
+/// Restarts in good order under load: nothing is lost, and nothing arrives twice either.
+#[test]
+fn term_under_load_loses_and_repeats_nothing() {
+    let sink = Sink::start(SinkOptions {
+        behaviour: Behaviour { delay: Duration::from_millis(3), ..Behaviour::default() },
+        keep_ids: true,
+        ..SinkOptions::default()
+    })
+    .unwrap();
+    let setup = Setup::new("auto", format!("ALL {}", sink.address()));
+    let mut engine = Engine::start(&setup);
+    let mut answered = Vec::new();
+    for round in 0..3 {
+        let options = SourceOptions {
+            to: engine.smtp,
+            messages: u64::MAX,
+            sessions: 8,
+            size: 2_000,
+            rcpt: "user@d%n.test".to_owned(),
+            domains: Some(20),
+            rate: Some(2_000.0),
+            run: format!("round{round}"),
+            keep_ids: true,
+            ..SourceOptions::default()
+        };
+        let source = std::thread::spawn(move || source::run(options).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        engine.stop();
+        // Without its listener the source ends by itself.
+        let report = source.join().unwrap();
+        answered.extend(report.acknowledged_ids.iter().map(|n| report.id(*n)));
+        engine.launch();
+        engine.assert_conservation();
+    }
+    engine.wait_empty();
+    let received = sink.received();
+    assert!(answered.len() > 100, "only {} were answered", answered.len());
+    let lost = answered.iter().filter(|id| !received.contains_key(*id)).count();
+    let repeated = received.values().filter(|received| received.times > 1).count();
+    assert_eq!((lost, repeated), (0, 0), "of {}", answered.len());
+    assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
+}
+
+/// The handlers stand before the start is announced.
+#[test]
+fn term_right_after_the_start_ends_in_good_order() {
+    let peer = Peer::good();
+    let mut engine = engine(&peer);
+    for _ in 0..10 {
+        engine.stop();
+        engine.launch();
+    }
+}
