@@ -52,3 +52,32 @@ fn a_destination_feeds_again_after_its_full_lane_went_down() {
         assert_eq!(peer.messages().len(), 7000);
     }
 }
+
+/// A destination whose only host refused it, and then went down for the sake of another one.
+#[test]
+fn a_refusal_before_the_host_went_down_holds_no_mail_when_it_comes_up() {
+    for io in io_modes() {
+        let (set, state) = dial();
+        let peer = Peer::start(move |peer, _| match state.load(Ordering::SeqCst) {
+            0 => {
+                if peer.hello() && peer.expect("MAIL") {
+                    peer.say("450 4.3.2 not now");
+                }
+            }
+            1 => {}
+            _ => peer.serve(),
+        });
+        let routes = format!("e.test {0}\nd.test {0}\n", peer.host(0));
+        let tables = "[bounce_profile.default]\ninitial_retry = \"3s\"\n";
+        let engine = Engine::start(&Setup::new(io, routes).tables(tables));
+        engine.send("s@e.test", &["a@e.test"]);
+        engine.wait_log("pending till");
+        set.store(1, Ordering::SeqCst);
+        engine.send("s@d.test", &["a@d.test"]);
+        // Its retry finds the host down and is no attempt.
+        engine.wait_log_count("Connection Error", 3);
+        set.store(2, Ordering::SeqCst);
+        engine.wait_empty();
+        assert_eq!(peer.messages().len(), 2);
+    }
+}
