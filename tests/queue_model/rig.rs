@@ -172,7 +172,8 @@ impl Rig {
     fn poll(&mut self) {
         while let Some(event) = self.queue.poll_event() {
             match event {
-                Event::Committed { ticket, safe: _, handles } => {
+                Event::Accepted { .. } => panic!("nothing is delivered early here"),
+                Event::Committed { ticket, safe: _, handles, pending: _ } => {
                     self.committed.insert(ticket, handles);
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
