@@ -41,6 +41,8 @@ pub struct Options {
 #[expect(missing_docs, reason = "the table of `recovery` says what each is")]
 pub enum RecoveryCase {
     Foreign,
+    Duplicate,
+    Missing,
     FutureVersion,
     Truncated,
     Unreadable,
@@ -58,6 +60,8 @@ impl RecoveryCase {
     pub fn label(self) -> &'static str {
         match self {
             Self::Foreign => "foreign",
+            Self::Duplicate => "duplicate",
+            Self::Missing => "missing",
             Self::FutureVersion => "future-version",
             Self::Truncated => "truncated",
             Self::Unreadable => "unreadable",
@@ -87,6 +91,8 @@ impl RecoveryNote {
         match self.case {
             RecoveryCase::Superseded | RecoveryCase::InFlight => false,
             RecoveryCase::Foreign
+            | RecoveryCase::Duplicate
+            | RecoveryCase::Missing
             | RecoveryCase::FutureVersion
             | RecoveryCase::Truncated
             | RecoveryCase::Unreadable

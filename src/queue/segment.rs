@@ -35,6 +35,18 @@ pub trait Medium {
     /// Those of the medium; `StorageFull` also when too little would stay free.
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<Self::File>;
 
+    /// Moves a segment that cannot be used out of the way, keeping it.
+    ///
+    /// # Errors
+    /// Those of the medium; it then stays where it was.
+    fn set_aside(&self, segment: SegmentId) -> io::Result<()>;
+
+    /// The segments of a shard directory that were set aside: their numbers are not given again.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn list_aside(&self, directory: u8) -> io::Result<Vec<SegmentId>>;
+
     /// Opens a segment for reading and writing.
     ///
     /// # Errors
