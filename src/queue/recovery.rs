@@ -13,6 +13,7 @@
 //! | `truncated` | a file shorter than its header says, or empty | set aside, Warning |
 //! | `unreadable` | no good header copy | set aside, Warning |
 //! | `unreadable` | an error of the medium | left alone, Warning |
+//! | `unlocked` | tables that the system does not lock in memory | one Warning |
 //! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
 //! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
@@ -114,6 +115,7 @@ impl Queue {
         opening.derive_extents();
         opening.choose_active()?;
         opening.reserve_ids()?;
+        opening.look_at_locks();
         let Opening { queue, files, mut recovered, .. } = opening;
         let Counts { pending, poison, damaged } = queue.counts;
         recovered.found_recipients = pending + poison + damaged;
@@ -530,6 +532,16 @@ impl<M: Medium> Opening<'_, M> {
         segment.header.durable_body_end = segment.next_body;
         queue.ids.reserved(segment.header.id_block_max);
         Ok(())
+    }
+
+    /// One Warning for the process is enough: the limit is the same for all shards.
+    fn look_at_locks(&mut self) {
+        let shard = self.queue.options.shard.0;
+        if shard == 0 && !self.queue.segments.iter().all(Segment::is_locked) {
+            let text = "tables are not locked in memory: raise the limit of locked memory \
+                        (LimitMEMLOCK of the service, ulimit -l)";
+            self.recovered.note(RecoveryCase::Unlocked, text.to_owned());
+        }
     }
 
     fn label(&self, segment: usize) -> String {

@@ -43,6 +43,7 @@ pub enum RecoveryCase {
     Foreign,
     Duplicate,
     Missing,
+    Unlocked,
     FutureVersion,
     Truncated,
     Unreadable,
@@ -62,6 +63,7 @@ impl RecoveryCase {
             Self::Foreign => "foreign",
             Self::Duplicate => "duplicate",
             Self::Missing => "missing",
+            Self::Unlocked => "unlocked",
             Self::FutureVersion => "future-version",
             Self::Truncated => "truncated",
             Self::Unreadable => "unreadable",
@@ -93,6 +95,7 @@ impl RecoveryNote {
             RecoveryCase::Foreign
             | RecoveryCase::Duplicate
             | RecoveryCase::Missing
+            | RecoveryCase::Unlocked
             | RecoveryCase::FutureVersion
             | RecoveryCase::Truncated
             | RecoveryCase::Unreadable
