@@ -131,6 +131,7 @@ impl Shard {
         self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();
+        self.shared.works_under(self.id, self.config().epoch);
     }
 
     fn counters(&self) -> &Counters {
