@@ -14,6 +14,9 @@ use std::time::Duration;
 
 use common::{Engine, Peer, Setup, io_modes};
 
+/// Deferred mail comes back after a minute: what arrives sooner was woken.
+const SLOW_RETRY: &str = "[bounce_profile.default]\ninitial_retry = \"60s\"\n";
+
 /// A number that a script reads and the test sets.
 fn dial() -> (Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let dial = Arc::new(AtomicUsize::new(0));
@@ -79,5 +82,23 @@ fn a_refusal_before_the_host_went_down_holds_no_mail_when_it_comes_up() {
         set.store(2, Ordering::SeqCst);
         engine.wait_empty();
         assert_eq!(peer.messages().len(), 2);
+    }
+}
+
+/// A host that greets, answers EHLO and then sends everybody away.
+#[test]
+fn a_host_that_ends_every_session_at_once_is_not_hammered() {
+    for io in io_modes() {
+        let peer = Peer::start(|peer, _| {
+            peer.say("220 peer.test");
+            if peer.expect("EHLO") {
+                peer.raw(b"250 peer.test\r\n421 4.3.2 closing\r\n");
+            }
+        });
+        let routes = format!("away.test {}\n", peer.host(0));
+        let engine = Engine::start(&Setup::new(io, routes).tables(SLOW_RETRY));
+        engine.send("s@away.test", &["a@away.test"]);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(peer.connections() < 10, "{} connections", peer.connections());
     }
 }

@@ -333,15 +333,18 @@ impl<'a> Dialogue<'a> {
                 );
             }
             Event::Ended { failure, idle } => {
+                let at_once = std::mem::take(&mut self.is_fresh);
+                self.leave_ready();
+                let (served, destination) = (self.served, self.destination);
+                let (dcid, local) = (self.dcid, self.local);
+                if at_once {
+                    // Let in and sent away before the first word: as if it had not let us in, or
+                    // its lane would connect for ever.
+                    shard.connection_failed(served, destination, dcid, local, &failure, None);
+                } else {
+                    shard.session_broke(served, destination, dcid, local, &failure, idle);
+                }
                 self.retire();
-                shard.session_broke(
-                    self.served,
-                    self.destination,
-                    self.dcid,
-                    self.local,
-                    &failure,
-                    idle,
-                );
             }
             Event::Retired => self.retire(),
         }
