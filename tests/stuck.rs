@@ -10,7 +10,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Engine, Peer, Setup, io_modes};
 
@@ -100,5 +100,24 @@ fn a_host_that_ends_every_session_at_once_is_not_hammered() {
         engine.send("s@away.test", &["a@away.test"]);
         std::thread::sleep(Duration::from_secs(1));
         assert!(peer.connections() < 10, "{} connections", peer.connections());
+    }
+}
+
+/// Two hosts, one connection for the destination: the session to the first host is idle when the
+/// turn of the second comes.
+#[test]
+fn an_idle_session_gives_the_permit_of_its_destination_back_at_once() {
+    for io in io_modes() {
+        let hosts = [Peer::good(), Peer::good()];
+        let routes = format!("one.test {}, {}\n", hosts[0].host(0), hosts[1].host(0));
+        let tables = format!("{SLOW_RETRY}[destination.default]\nmax_connections = 1\n");
+        let engine = Engine::start(&Setup::new(io, routes).tables(&tables));
+        let begun = Instant::now();
+        for _ in 0..4 {
+            engine.send("s@one.test", &["a@one.test"]);
+            engine.wait_empty();
+        }
+        assert_eq!(hosts.iter().map(|host| host.messages().len()).sum::<usize>(), 4);
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     }
 }

@@ -16,7 +16,7 @@ use super::connection::{Bell, Beside, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
-use super::pool::{Held, Served};
+use super::pool::{Held, Idle, Served};
 use super::{Shard, Stopping};
 use crate::limits;
 use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
@@ -411,11 +411,7 @@ impl<'a> Dialogue<'a> {
                 return self.session.quit(now);
             }
             let Some(delivery) = self.next_delivery() else {
-                let mut idle = self.served.idle.borrow_mut();
-                if !idle.iter().any(|known| Rc::ptr_eq(known, &self.bell)) {
-                    idle.push(self.bell.clone());
-                }
-                return;
+                return self.become_idle();
             };
             self.forget_idle();
             let Some((delivery, message)) = self.shard.load(delivery).await else { continue };
@@ -445,7 +441,8 @@ impl<'a> Dialogue<'a> {
     /// a second.
     fn must_give_back(&self, now: Mono) -> bool {
         let is_idle = self.served.backlog() == 0;
-        let is_due = self.transactions > 0 && (is_idle || now >= self.since + BUSY_MAX);
+        // One with work does a transaction first, or permits would go round and no mail move.
+        let is_due = is_idle || self.transactions > 0 && now >= self.since + BUSY_MAX;
         is_due && self.shard.is_wanted(&self.held, &self.served.host)
     }
 
@@ -481,8 +478,14 @@ impl<'a> Dialogue<'a> {
         found
     }
 
+    fn become_idle(&self) {
+        self.forget_idle();
+        let permits = self.held.destination.as_ref().map(|(_, permits)| permits.clone());
+        self.served.idle.borrow_mut().push(Idle { bell: self.bell.clone(), permits });
+    }
+
     fn forget_idle(&self) {
-        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, &self.bell));
+        self.served.idle.borrow_mut().retain(|idle| !Rc::ptr_eq(&idle.bell, &self.bell));
     }
 
     /// The bell rang: work, a wish for our permit, or the end of the engine.
