@@ -166,6 +166,15 @@ impl Queue {
         is_early(handle) && matches!(self.early.slot(handle), Some(Slot::Waits { .. }))
     }
 
+    /// True when the commit of a handle's message failed, while some of its recipients had been
+    /// begun: what their hosts say still counts, and nothing else will come.
+    #[must_use]
+    pub fn is_refused(&self, handle: Handle) -> bool {
+        let Some(Slot::Waits { message, .. }) = self.early.slot(handle) else { return false };
+        let message = self.early.messages[*message as usize].as_ref();
+        message.is_some_and(|message| message.phase == Phase::Failed)
+    }
+
     /// The handle in the index, for an early handle whose message is on disk; else itself.
     #[must_use]
     pub fn current(&self, handle: Handle) -> Handle {
