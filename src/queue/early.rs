@@ -184,14 +184,18 @@ impl Queue {
         }
     }
 
-    /// Nobody will use this early handle any more. While its message waits for its commit the
-    /// handle is kept.
+    /// Nobody will use this early handle any more: it may be given to another message. What its
+    /// recipients came to is still written with their message.
     pub fn forget_early(&mut self, handle: Handle) {
-        if !is_early(handle) || self.is_uncommitted(handle) {
+        if !is_early(handle) {
             return;
         }
         let slot = handle.0 & !EARLY;
-        self.early.slots[slot as usize] = Slot::Free;
+        if let Some((message, _)) = self.early.message_of(handle) {
+            message.slots.retain(|known| *known != slot);
+        }
+        let was = std::mem::replace(&mut self.early.slots[slot as usize], Slot::Free);
+        assert!(!matches!(was, Slot::Free), "an early handle was given back twice");
         self.early.slots_free.push(slot);
     }
 
