@@ -48,7 +48,7 @@ pub(super) struct Served {
     pub(super) key: PoolKey,
     pub(super) host: Arc<Host>,
     pub(super) lane: RefCell<Lane<Delivery>>,
-    /// Sessions that are ready and have nothing to do.
+    /// Sessions that have room, those with nothing under way last.
     pub(super) idle: RefCell<Vec<Idle>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
@@ -63,7 +63,7 @@ pub(super) struct Served {
     pub(super) heard: Cell<Option<Mono>>,
 }
 
-/// A session that is ready and has nothing to do.
+/// A session that is ready and has room.
 pub(super) struct Idle {
     pub(super) bell: Rc<Bell>,
     /// Those of the destination whose permit it holds.
