@@ -133,9 +133,12 @@ impl Shard {
     fn withdraw_piece(&self, piece: Parked) {
         let handle = piece.handle();
         match piece {
-            Parked::Defer(delivery, ..)
-            | Parked::Bounce(delivery, ..)
-            | Parked::Possibly(delivery, ..) => {
+            Parked::Defer(delivery, ..) | Parked::Bounce(delivery, ..) => {
+                self.withdraw_recipients(handle, &delivery.rids);
+                self.end_piece(handle);
+            }
+            Parked::Possibly(delivery, _, dcid) => {
+                self.uncertain(&delivery, dcid);
                 self.withdraw_recipients(handle, &delivery.rids);
                 self.end_piece(handle);
             }

@@ -238,7 +238,7 @@ impl Shard {
     }
 
     /// The reply to the final dot was lost: seen, logged, counted.
-    fn uncertain(&self, piece: &Delivery, dcid: Dcid) {
+    pub(super) fn uncertain(&self, piece: &Delivery, dcid: Dcid) {
         self.counters().uncertain.add(piece.rids.len() as u64);
         self.log(|log, now| log.possible_delivery(now, dcid, piece.mid, &piece.rids));
     }
