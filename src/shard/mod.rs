@@ -91,6 +91,8 @@ pub struct Shard {
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
     destinations: RefCell<Destinations>,
+    /// Where the next look at the hosts of destinations goes on.
+    looked_at: Cell<usize>,
     /// Receiving domains with mail here, resolved.
     resolved: RefCell<HashMap<Domain, Rc<Destination>>>,
     /// Deliveries that have left their ready list, by handle.
