@@ -6,6 +6,7 @@
 //!
 //! | file | part of the flow |
 //! |---|---|
+//! | `balance` | inject: clients spread evenly over the shards |
 //! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
 //! | `commit` | queue: effects carried out, 250 released by their results |
 //! | `delivery` | **the story of one delivery**: schedule, route, connect, transact, settle |
@@ -25,6 +26,7 @@
 //! Diagnostics: a panic ends the process (its state is unknown then); the marks `in flight` in
 //! the queue tell the next start which message it was.
 
+mod balance;
 mod bounce;
 mod commit;
 pub mod connection;

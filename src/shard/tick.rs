@@ -49,6 +49,7 @@ impl Shard {
             self.shared.rung(self.id).await;
             self.log_bell.ring();
             self.refresh_config();
+            self.take_clients();
             if self.stopping() == Stopping::No {
                 self.retry_lanes();
                 self.feed_bell.ring();
