@@ -22,6 +22,12 @@ pub const COMMAND_LINE_OCTETS_MAX: usize = 2048;
 /// How much of an over-long command line is thrown away before the connection is closed.
 pub const COMMAND_DISCARD_OCTETS_MAX: usize = 64 * 1024;
 
+/// Messages of one client that wait for their verdict at a time: it may go on meanwhile.
+pub const CLIENT_MESSAGES_IN_HAND_MAX: usize = 64;
+
+/// Octets of those messages above which the client has to wait.
+pub const CLIENT_IN_HAND_OCTETS_MAX: usize = 1024 * 1024;
+
 /// Longest line of a message under `long_lines = "accept"`, in octets without CRLF.
 pub const TEXT_LINE_OCTETS_MAX: usize = 64 * 1024;
 

@@ -13,6 +13,10 @@ use super::terminal::tell;
 use crate::config::{self, Problem};
 use crate::telemetry::line::Level;
 
+/// How often, and how long, a reload waits for its shards.
+const IN_FORCE_LOOKS: u32 = 200;
+const IN_FORCE_LOOK: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// Problems that are told one by one: a wrong file of routes has one in each line.
 const TOLD_MAX: usize = 10;
 
@@ -40,11 +44,25 @@ impl Control {
             self.shared.ring_all();
             Reloaded { epoch, waiting }
         });
+        if let Ok(reloaded) = &result {
+            self.until_in_force(reloaded.epoch).await;
+        }
         match &result {
             Ok(reloaded) => self.tell_reloaded(reloaded),
             Err(problems) => self.tell_refused(problems),
         }
         result
+    }
+
+    /// Shards look for a new configuration when they are rung: who hears that it is in force may
+    /// count on it for the next message. A shard that hangs is not waited for.
+    async fn until_in_force(&self, epoch: u64) {
+        for _ in 0..IN_FORCE_LOOKS {
+            if self.shared.all_work_under(epoch) {
+                return;
+            }
+            tokio::time::sleep(IN_FORCE_LOOK).await;
+        }
     }
 
     fn tell_reloaded(&self, reloaded: &Reloaded) {

@@ -111,7 +111,8 @@ impl Scan {
         }
         if self.end != self.first {
             // Slots were skipped: what stands here was stored by a commit that came only in part.
-            self.unclean = true;
+            // The durable point must stay before the gap, or it would look like damage.
+            self.spoil(self.end);
         }
         self.end = index + 1;
         self.extent_slots = 0;

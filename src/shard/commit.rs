@@ -26,6 +26,9 @@ pub(super) enum Verdict {
     Failed,
 }
 
+/// The verdicts that have come for one client.
+pub(super) type Verdicts = Rc<RefCell<Vec<(Mid, Verdict)>>>;
+
 /// Who waits for a commit.
 pub(super) enum Waiter {
     /// A client's dialogue.
@@ -34,7 +37,7 @@ pub(super) enum Waiter {
         message: Arc<Message>,
         /// Its deliveries began before its commit.
         early: bool,
-        verdict: Rc<RefCell<Option<Verdict>>>,
+        verdicts: Verdicts,
         bell: Rc<Bell>,
     },
     /// Recipients that bounce when their report is stored.
@@ -170,7 +173,7 @@ impl Shard {
     /// Every recipient was accepted before the commit: the client is answered, and nothing is
     /// left to be done.
     fn accepted(self: &Rc<Self>, waiter: Waiter, safe: Safe) {
-        let Waiter::Client { mid, message, verdict, bell, .. } = waiter else {
+        let Waiter::Client { mid, message, verdicts, bell, .. } = waiter else {
             unreachable!("reports are not delivered before their commit")
         };
         self.uncommitted.borrow_mut().remove(&mid);
@@ -178,7 +181,7 @@ impl Shard {
         counters.unwritten_messages.one();
         counters.messages_in.one();
         counters.octets_in.add(message.body.bytes.len() as u64);
-        verdict.replace(Some(Verdict::Safe(safe)));
+        verdicts.borrow_mut().push((mid, Verdict::Safe(safe)));
         bell.ring();
     }
 
@@ -199,7 +202,7 @@ impl Shard {
         counters.pending.add(pending);
         self.hot.borrow_mut().insert(mid, message.clone());
         match waiter {
-            Waiter::Client { verdict, bell, early, .. } => {
+            Waiter::Client { verdicts, bell, early, .. } => {
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
                 if let Some(received_us) = message.received_us {
@@ -207,7 +210,7 @@ impl Shard {
                     self.commit_latencies.borrow_mut().record_us(latency_us);
                 }
                 counters.octets_in.add(message.body.bytes.len() as u64);
-                verdict.replace(Some(Verdict::Safe(safe)));
+                verdicts.borrow_mut().push((mid, Verdict::Safe(safe)));
                 bell.ring();
                 if early {
                     self.uncommitted.borrow_mut().remove(&mid);
@@ -228,10 +231,10 @@ impl Shard {
 
     fn not_committed(self: &Rc<Self>, waiter: Waiter) {
         match waiter {
-            Waiter::Client { mid, verdict, bell, .. } => {
+            Waiter::Client { mid, verdicts, bell, .. } => {
                 self.uncommitted.borrow_mut().remove(&mid);
                 self.withdraw(mid);
-                verdict.replace(Some(Verdict::Failed));
+                verdicts.borrow_mut().push((mid, Verdict::Failed));
                 bell.ring();
             }
             Waiter::Report { of, mid, .. } => {

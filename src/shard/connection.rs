@@ -250,11 +250,11 @@ mod tests {
     }
 
     async fn pair(backend: Backend) -> (Connection, Connection) {
-        let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
         let peer = bound.local_addr().unwrap();
         let listener = bound.open(backend).unwrap();
         let source = Some("127.0.0.7".parse().unwrap());
-        let connecting = Socket::to(backend, peer, source).unwrap();
+        let connecting = Socket::to(backend, peer, source, 64 * 1024).unwrap();
         let (ours, theirs) = tokio::join!(connecting.stands(), listener.accept());
         let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
         assert_eq!(theirs.peer_addr().unwrap().ip().to_string(), "127.0.0.7");
@@ -326,10 +326,10 @@ mod tests {
     fn a_refused_connection_and_a_shut_down_one_are_errors() {
         for backend in backends() {
             io::run(backend, async {
-                let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+                let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
                 let gone = bound.local_addr().unwrap();
                 drop(bound);
-                let refused = match Socket::to(backend, gone, None) {
+                let refused = match Socket::to(backend, gone, None, 0) {
                     Ok(connecting) => connecting.stands().await.err(),
                     Err(error) => Some(error),
                 };

@@ -329,6 +329,7 @@ impl Shard {
         if let Some((failure, dcid)) = delivery.last.clone() {
             return self.defer(delivery, failure, dcid);
         }
+        delivery.destination.forget_refusals_of_down_hosts(self.now().mono);
         if let Some(under_way) = self.under_way.borrow_mut().get_mut(&delivery.handle) {
             under_way.waits = true;
         }

@@ -55,6 +55,17 @@ impl Destination {
         })
     }
 
+    /// What hosts said before they went down holds nothing up when they come back: from the way
+    /// down on their health decides. It may be mail of another destination that took them there.
+    pub(super) fn forget_refusals_of_down_hosts(&self, now: Mono) {
+        let Some(plan) = self.plan() else { return };
+        for (index, host) in plan.hosts().iter().enumerate() {
+            if self.gate.has_refused(index) && host.is_down(now) {
+                self.gate.forget_refusal(index);
+            }
+        }
+    }
+
     /// The source address of its connections.
     pub(super) fn source(&self) -> Option<IpAddr> {
         self.controls.interface

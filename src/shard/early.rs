@@ -22,7 +22,7 @@ use crate::queue::{Full, NewMessage, Ticket};
 const USUAL_TIMES: u64 = 4;
 
 /// No hold-back is shorter, in milliseconds: the clock has this grain.
-const HOLD_BACK_MS_MIN: u64 = 2;
+const HOLD_BACK_MS_MIN: u64 = 4;
 
 /// A piece of a delivery that waits until its message is on disk.
 pub(super) enum Parked {

@@ -19,6 +19,7 @@ use super::connection::Bell;
 use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
 use super::{Shard, Shared, Stopping};
+use crate::config::tuning::Tuning;
 use crate::config::{IoMode, Snapshot, Store};
 use crate::mail::time::millis;
 use crate::mail::{Mono, ShardId};
@@ -155,11 +156,13 @@ fn bind(config: &Snapshot, shards: usize) -> Result<(Vec<SocketAddr>, Bound), St
         let failed = |error| StartError::Listen(listener.address, error);
         // Without this look a second engine would share the port through SO_REUSEPORT.
         io::wait_until_free(listener.address).map_err(failed)?;
-        let first = BoundListener::bind(listener.address).map_err(failed)?;
+        let Tuning { listen_backlog, socket_buffer_octets, .. } = config.tuning;
+        let bind = |address| BoundListener::bind(address, listen_backlog, socket_buffer_octets);
+        let first = bind(listener.address).map_err(failed)?;
         let address = first.local_addr().map_err(failed)?;
         bound[0].push((number, first));
         for of_shard in &mut bound[1..] {
-            of_shard.push((number, BoundListener::bind(address).map_err(failed)?));
+            of_shard.push((number, bind(address).map_err(failed)?));
         }
         listening.push(address);
     }

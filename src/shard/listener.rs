@@ -6,13 +6,12 @@
 //! Diagnostics: a client over a limit gets 421 4.7.0; when the process has no file descriptor
 //! left, accepting pauses instead of spinning.
 
-use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::commit::{Verdict, Waiter};
+use super::commit::{Verdict, Verdicts, Waiter};
 use super::connection::{Connection, Happened};
 use super::hot::Message;
 use super::io::{self, Gather, Listener, Socket};
@@ -73,9 +72,8 @@ struct Client<'a> {
     peer: IpAddr,
     icid: Icid,
     session: Session,
-    /// Where the verdict on the message that was handed in will stand.
-    verdict: Rc<RefCell<Option<Verdict>>>,
-    awaited: Option<Mid>,
+    /// Where the verdicts on the messages that were handed in will stand.
+    verdicts: Verdicts,
 }
 
 impl<'a> Client<'a> {
@@ -87,25 +85,30 @@ impl<'a> Client<'a> {
     ) -> Self {
         let who = Peer { ip: peer.ip(), relay: settings.may_relay(peer.ip()) };
         let session = Session::new(settings.server.clone(), who, shard.now());
-        let verdict = Rc::default();
-        Self { shard, settings, peer: peer.ip(), icid, session, verdict, awaited: None }
+        Self { shard, settings, peer: peer.ip(), icid, session, verdicts: Verdicts::default() }
     }
 
     async fn run(mut self, socket: Socket, local: IpAddr, counted: bool) {
         self.open(local, counted, socket.has_input());
         let bell = self.shard.new_bell();
         let mut connection = Connection::new(socket, bell.clone());
+        // The client has said all it had to say, and still waits for a verdict.
+        let mut ended = false;
         let lost = loop {
             if connection.can_send() {
                 if self.session.has_output() {
                     connection.send(Gather::from(self.session.take_output()));
                 } else if self.session.should_close() {
                     break false;
+                } else if ended && !self.session.has_message_in_hand() {
+                    self.session.handle_closed(&mut self.gate());
+                    break true;
                 }
             }
             bell.set_deadline(Some(self.session.deadline()));
             match connection.next().await {
                 Happened::Received(Ok(1..)) | Happened::Sent(Ok(())) => self.go_on(&mut connection),
+                Happened::Received(Ok(_)) if self.session.has_message_in_hand() => ended = true,
                 Happened::Received(_) | Happened::Sent(Err(_)) => {
                     // What was received before the end is complete lines at most; a message
                     // that waits for its verdict is kept.
@@ -180,9 +183,6 @@ impl<'a> Client<'a> {
                 Next::Read | Next::Close => return connection.done_with(done),
                 Next::Write | Next::Verdict => return connection.keep(done),
             }
-            if self.awaited.is_some() {
-                return connection.keep(done);
-            }
         }
     }
 
@@ -222,13 +222,12 @@ impl<'a> Client<'a> {
         };
         match appended {
             Ok(ticket) => {
-                let (verdict, bell) = (self.verdict.clone(), connection.bell().clone());
-                let waiter = Waiter::Client { mid, message, early, verdict, bell };
+                let (verdicts, bell) = (self.verdicts.clone(), connection.bell().clone());
+                let waiter = Waiter::Client { mid, message, early, verdicts, bell };
                 self.shard.waiters.borrow_mut().insert(ticket, waiter);
                 if !early {
                     self.shard.commit_bell.ring();
                 }
-                self.awaited = Some(mid);
             }
             Err(full) => {
                 self.shard.log(|log, now| log.aborted(now, mid));
@@ -237,17 +236,16 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Says 250 or 451 when the verdict has come.
+    /// Says 250 or 451 for the verdicts that have come.
     fn answer(&mut self, now: Now) {
-        let verdict = self.verdict.borrow_mut().take();
-        let (Some(verdict), Some(mid)) = (verdict, self.awaited) else { return };
-        self.awaited = None;
-        match verdict {
-            Verdict::Safe(safe) => self.session.answer_accepted(safe, mid, now),
-            Verdict::Failed => {
-                self.shard.log(|log, now| log.aborted(now, mid));
-                let failed = Refusal::new(451, 3, 0, "The disk did not take the message");
-                self.session.answer_refused(&failed, mid, now);
+        for (mid, verdict) in self.verdicts.take() {
+            match verdict {
+                Verdict::Safe(safe) => self.session.answer_accepted(safe, mid, now),
+                Verdict::Failed => {
+                    self.shard.log(|log, now| log.aborted(now, mid));
+                    let failed = Refusal::new(451, 3, 0, "The disk did not take the message");
+                    self.session.answer_refused(&failed, mid, now);
+                }
             }
         }
     }

@@ -44,6 +44,7 @@ mod shared;
 mod tick;
 
 use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
@@ -130,6 +131,7 @@ impl Shard {
         self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();
+        self.shared.works_under(self.id, self.config().epoch);
     }
 
     fn counters(&self) -> &Counters {
@@ -157,6 +159,16 @@ impl Shard {
     /// for a million connections.
     fn next_dcid(&self) -> Dcid {
         self.queue.borrow_mut().ids().next_dcid().unwrap_or(Dcid(0))
+    }
+
+    /// A socket to a host, bound to a source address.
+    fn socket_to(
+        &self,
+        peer: SocketAddr,
+        source: Option<IpAddr>,
+    ) -> std::io::Result<io::Connecting> {
+        let buffer_octets = self.config().tuning.socket_buffer_octets;
+        io::Socket::to(self.backend, peer, source, buffer_octets)
     }
 
     /// Rings whoever a permit went to.

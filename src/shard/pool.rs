@@ -48,7 +48,7 @@ pub(super) struct Served {
     pub(super) key: PoolKey,
     pub(super) host: Arc<Host>,
     pub(super) lane: RefCell<Lane<Delivery>>,
-    /// Bells of sessions that are ready and have nothing to do.
+    /// Bells of sessions that have room, those with nothing under way last.
     pub(super) idle: RefCell<Vec<Rc<Bell>>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
@@ -305,9 +305,15 @@ impl Shard {
         }
     }
 
-    /// The lane's deliveries, which have to take new turns.
+    /// The lane's deliveries, which have to take new turns. Destinations that waited for room here
+    /// feed again: it may be that no session comes to this lane any more.
     pub(super) fn drain_lane(&self, served: &Served) -> Vec<Delivery> {
-        served.lane.borrow_mut().drain().into()
+        let mut lane = served.lane.borrow_mut();
+        let deliveries = lane.drain().into();
+        let unblocked = lane.unblocked();
+        drop(lane);
+        self.poke(unblocked);
+        deliveries
     }
 
     /// After a reload: the deliveries of all lanes take new turns, under the new routes.

@@ -87,7 +87,7 @@ async fn connect(
 ) -> Result<Socket, ConnectionFailure> {
     let failed = |cause| ConnectionFailure { stage: Stage::Connect, cause };
     let network = |error: std::io::Error| failed(ConnectionCause::Network(error_text(&error)));
-    let connecting = Socket::to(shard.backend, served.key.address, destination.source());
+    let connecting = shard.socket_to(served.key.address, destination.source());
     let connecting = connecting.map_err(network)?;
     let socket = connecting.socket().clone();
     let mut stands = std::pin::pin!(connecting.stands());
@@ -407,11 +407,17 @@ impl<'a> Dialogue<'a> {
                 self.served.hold_off.set(now.mono + HOLD_OFF);
                 return self.session.quit(now);
             }
+            // Who may soon have to give its permit back does not look ahead for a small gain.
+            let looks_ahead = !self.under_way.is_empty() && self.session.window() <= 2;
+            if looks_ahead && self.shard.is_wanted(&self.held, &self.served.host) {
+                return self.forget_idle();
+            }
             let Some(delivery) = self.next_delivery() else {
+                self.forget_idle();
                 let mut idle = self.served.idle.borrow_mut();
-                if !idle.iter().any(|known| Rc::ptr_eq(known, &self.bell)) {
-                    idle.push(self.bell.clone());
-                }
+                // The last one is rung first: whoever has nothing under way answers soonest.
+                let at = if self.under_way.is_empty() { idle.len() } else { 0 };
+                idle.insert(at, self.bell.clone());
                 return;
             };
             self.forget_idle();
@@ -441,7 +447,7 @@ impl<'a> Dialogue<'a> {
     /// Another shard waits for a permit that we hold: idle sessions end at once, busy ones after
     /// a second.
     fn must_give_back(&self, now: Mono) -> bool {
-        let is_idle = self.served.backlog() == 0;
+        let is_idle = self.under_way.is_empty() && self.served.backlog() == 0;
         let is_due = self.transactions > 0 && (is_idle || now >= self.since + BUSY_MAX);
         is_due && self.shard.is_wanted(&self.held, &self.served.host)
     }

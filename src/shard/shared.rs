@@ -70,6 +70,8 @@ pub struct Shared {
     notes: Mutex<VecDeque<(Level, String)>>,
     stopping: AtomicU8,
     log_generation: AtomicU64,
+    /// The configuration that each shard works under.
+    epochs: Vec<AtomicU64>,
 }
 
 impl Shared {
@@ -90,6 +92,7 @@ impl Shared {
             // Relaxed and acquire/release below: a flag that shards look at when they are rung.
             stopping: AtomicU8::new(0),
             log_generation: AtomicU64::new(0),
+            epochs: (0..shards).map(|_| AtomicU64::new(1)).collect(),
             config,
         }
     }
@@ -195,6 +198,17 @@ impl Shared {
     pub fn stop(&self, how: Stopping) {
         self.stopping.fetch_max(how as u8, Ordering::AcqRel);
         self.ring_all();
+    }
+
+    /// A shard works under configuration `epoch` from now on.
+    pub fn works_under(&self, shard: ShardId, epoch: u64) {
+        self.epochs[usize::from(shard.0)].store(epoch, Ordering::Release);
+    }
+
+    /// True when every shard works under configuration `epoch`, or a later one.
+    #[must_use]
+    pub fn all_work_under(&self, epoch: u64) -> bool {
+        self.epochs.iter().all(|of_shard| of_shard.load(Ordering::Acquire) >= epoch)
     }
 
     /// Counts how often the log was asked to reopen its file.

@@ -156,7 +156,7 @@ impl Conversation {
         if !self.expect("EHLO") {
             return false;
         }
-        let mut reply = String::new();
+        let mut reply = "250-peer.test\r\n".to_owned();
         for extension in &self.extensions {
             reply.push_str(&format!("250-{extension}\r\n"));
         }
@@ -200,6 +200,12 @@ impl Conversation {
                 line => data.extend_from_slice(line),
             }
         }
+    }
+
+    /// As many octets of a message as BDAT has named; `None` when the client is gone.
+    pub fn octets(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut octets = vec![0; count];
+        self.reader.read_exact(&mut octets).is_ok().then_some(octets)
     }
 
     /// A whole session that takes everything.

@@ -32,9 +32,6 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 pub use clock::{now, now_us, random};
 pub use gather::{Gather, Piece};
 
-/// Connections that wait to be accepted at most; the kernel lowers it to net.core.somaxconn.
-const BACKLOG: i32 = 4096;
-
 /// A peer that acknowledges nothing for this long is gone (RFC 5482): the backstop under the
 /// SMTP deadlines.
 const USER_TIMEOUT: Duration = Duration::from_secs(660);
@@ -116,6 +113,7 @@ enum SocketKind {
 
 impl Socket {
     /// Makes a socket to `peer` and binds it to `source`; [`Connecting::stands`] connects it.
+    /// `buffer_octets` is the size of its kernel buffers; 0 leaves it to the kernel.
     ///
     /// # Errors
     /// Too many open files, no such source address.
@@ -123,6 +121,7 @@ impl Socket {
         backend: Backend,
         peer: SocketAddr,
         source: Option<IpAddr>,
+        buffer_octets: u32,
     ) -> io::Result<Connecting> {
         let socket = socket2::Socket::new(
             Domain::for_address(peer),
@@ -131,6 +130,7 @@ impl Socket {
         )?;
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+        set_buffers(&socket, buffer_octets)?;
         if let Some(source) = source {
             // The port is chosen at connect, when the kernel knows the peer: a source address
             // then has 28,000 ports for each peer and not for all of them together.
@@ -220,6 +220,16 @@ fn address(given: io::Result<SockAddr>) -> io::Result<SocketAddr> {
     given?.as_socket().ok_or_else(|| io::Error::other("not an internet socket"))
 }
 
+/// Fixes both kernel buffers of a socket; 0 leaves them to the kernel, which follows the load.
+fn set_buffers(socket: &socket2::Socket, octets: u32) -> io::Result<()> {
+    if octets > 0 {
+        let octets = usize::try_from(octets).map_err(io::Error::other)?;
+        socket.set_send_buffer_size(octets)?;
+        socket.set_recv_buffer_size(octets)?;
+    }
+    Ok(())
+}
+
 /// A socket whose connection is under way.
 pub struct Connecting {
     socket: Socket,
@@ -287,10 +297,12 @@ pub struct BoundListener(OwnedFd);
 
 impl BoundListener {
     /// Binds and listens. Several sockets on one address (SO_REUSEPORT) share its connections.
+    /// `backlog` connections wait to be accepted at most (the kernel lowers it to
+    /// net.core.somaxconn); `buffer_octets` as for [`Socket::to`].
     ///
     /// # Errors
     /// In use, not ours, no permission.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub fn bind(address: SocketAddr, backlog: u32, buffer_octets: u32) -> io::Result<Self> {
         let socket = socket2::Socket::new(
             Domain::for_address(address),
             Type::STREAM.cloexec(),
@@ -301,10 +313,11 @@ impl BoundListener {
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        // Accepted sockets inherit it.
+        // Accepted sockets inherit both.
         socket.set_tcp_nodelay(true)?;
+        set_buffers(&socket, buffer_octets)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
+        socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
         Ok(Self(socket.into()))
     }
 

@@ -784,14 +784,14 @@ proptest! {
                 prop_assert_eq!(heard, truth(kinds));
                 continue;
             }
-            let first_only = matches!(kinds[..], ["bad"] | ["no", "all"]);
-            let begun = if chunking || first_only { 4 } else { 5 };
-            if !seen.doubted && chunking && left >= begun {
+            let alone = matches!(kinds[..], ["bad"] | ["no", "all"]);
+            let replies = if chunking || alone { 4 } else { 5 };
+            if !seen.doubted && chunking && left >= replies {
                 prop_assert_eq!(&heard, &truth(kinds), "{} of {:?}", key, seen);
             } else if !seen.doubted && chunking {
                 prop_assert!(!heard.iter().any(|word| word == "accepted"), "{seen:?}");
             }
-            left = left.saturating_sub(begun);
+            left = left.saturating_sub(replies);
         }
     }
 }

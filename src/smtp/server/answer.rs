@@ -4,20 +4,54 @@
 
 use super::{Refusal, Session, State};
 use crate::limits;
+use crate::mail::Mid;
+
+/// A message that is with the engine for its verdict, and the replies that come after it: replies
+/// keep the order of the commands (RFC 2920 3.2).
+#[derive(Debug)]
+pub(super) struct InHand {
+    pub(super) mid: Mid,
+    pub(super) octets: usize,
+    verdict: Option<String>,
+    behind: Vec<u8>,
+}
+
+impl InHand {
+    pub(super) fn new(mid: Mid, octets: usize) -> Self {
+        Self { mid, octets, verdict: None, behind: Vec::new() }
+    }
+}
 
 impl Session {
     /// A reply of one line, given with its code.
     pub(super) fn push_line(&mut self, line: &str) {
-        self.output.extend_from_slice(line.as_bytes());
-        self.output.extend_from_slice(b"\r\n");
+        let out = self.in_hand.back_mut().map_or(&mut self.output, |last| &mut last.behind);
+        out.extend_from_slice(line.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+
+    /// Octets of replies where the next one goes.
+    pub(super) fn reply_octets(&self) -> usize {
+        self.in_hand.back().map_or(self.output.len(), |last| last.behind.len())
+    }
+
+    /// The reply to the end of message `mid`, and all that waited for it alone.
+    pub(super) fn push_verdict(&mut self, mid: Mid, line: String) {
+        let waiting = self.in_hand.iter_mut().find(|message| message.mid == mid);
+        let message = waiting.filter(|message| message.verdict.is_none());
+        message.expect("a verdict that nobody waits for").verdict = Some(line);
+        while let Some(line) = self.in_hand.front_mut().and_then(|first| first.verdict.take()) {
+            let Some(first) = self.in_hand.pop_front() else { return };
+            self.output.extend_from_slice(line.as_bytes());
+            self.output.extend_from_slice(b"\r\n");
+            self.output.extend_from_slice(&first.behind);
+        }
     }
 
     /// A refusal that does not count against the client.
     pub(super) fn push_refusal(&mut self, refusal: &Refusal) {
-        let Refusal { code, enhanced, text } = refusal;
-        let reply = format!("{code} {enhanced} {text}").replace(char::is_control, " ");
-        self.push_line(&reply);
-        if *code == 421 {
+        self.push_line(&line_of(refusal));
+        if refusal.code == 421 {
             self.state = State::Closing;
         }
     }
@@ -26,7 +60,11 @@ impl Session {
     /// last good message the client is sent away. A 4yz speaks of ours.
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
         self.push_refusal(refusal);
-        if refusal.code < 500 || self.state == State::Closing {
+        self.count_refusal(refusal.code);
+    }
+
+    pub(super) fn count_refusal(&mut self, code: u16) {
+        if code < 500 || self.state == State::Closing {
             return;
         }
         self.errors += 1;
@@ -45,4 +83,10 @@ impl Session {
         );
         self.push_line(&offers);
     }
+}
+
+/// A refusal as a reply line; a control character in its words is a space.
+pub(super) fn line_of(refusal: &Refusal) -> String {
+    let Refusal { code, enhanced, text } = refusal;
+    format!("{code} {enhanced} {text}").replace(char::is_control, " ")
 }

@@ -28,12 +28,15 @@ mod header;
 mod intake;
 mod transaction;
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use gate::{Abort, Gate, Refusal};
 pub use header::{HeaderFields, header_fields};
 pub use transaction::Transaction;
+
+use answer::{InHand, line_of};
 
 use crate::limits;
 use crate::mail::time::Now;
@@ -69,7 +72,7 @@ pub enum Next {
     /// A verdict on this complete message: [`Session::answer_accepted`] or
     /// [`Session::answer_refused`], then another call with what is left of the input.
     Message(Box<Transaction>),
-    /// The verdict, still. No input is consumed before it.
+    /// A verdict, before anything else: the client has as many messages in hand as it may.
     Verdict,
     /// The connection closed, after the output was written.
     Close,
@@ -84,6 +87,10 @@ pub struct Session {
     client: Option<Client>,
     transaction: Option<Box<Transaction>>,
     output: Vec<u8>,
+    /// Messages that are with the engine for their verdict, in their order.
+    in_hand: VecDeque<InHand>,
+    /// The connection is gone: verdicts have nobody to go to.
+    lost: bool,
     /// Negative replies (5yz) since the last message.
     errors: u32,
     /// The clock that runs now was started here.
@@ -124,8 +131,6 @@ enum State {
         /// The chunk belongs to no transaction; said when it is over.
         refusal: Option<Refusal>,
     },
-    /// Held back until the verdict on this message.
-    Verdict(Mid),
     /// Nothing: the connection is over.
     Closing,
 }
@@ -152,6 +157,8 @@ impl Session {
             client: None,
             transaction: None,
             output: Vec::new(),
+            in_hand: VecDeque::new(),
+            lost: false,
             errors: 0,
             heard: now.mono,
             shutdown: false,
@@ -187,7 +194,11 @@ impl Session {
             if self.shutdown && self.state == State::Command {
                 self.stop(gate);
             }
-            if self.output.len() >= limits::SERVER_OUTPUT_OCTETS_MAX && self.state != State::Closing
+            if self.state == State::Command && self.has_hands_full() {
+                return Step { consumed, next: Next::Verdict };
+            }
+            if self.reply_octets() >= limits::SERVER_OUTPUT_OCTETS_MAX
+                && self.state != State::Closing
             {
                 return Step { consumed, next: Next::Write };
             }
@@ -198,7 +209,6 @@ impl Session {
                 }
                 State::Data => self.take_data(rest, gate, now),
                 State::Chunk { remaining, .. } => self.take_chunk(rest, remaining, gate, now),
-                State::Verdict(_) => return Step { consumed, next: Next::Verdict },
                 State::Closing => {
                     self.abort(gate, Abort::SentAway);
                     return Step { consumed: input.len(), next: Next::Close };
@@ -209,7 +219,9 @@ impl Session {
                 Progress::Taken(octets) => consumed += octets,
                 Progress::Finished(octets, transaction) => {
                     consumed += octets;
-                    self.state = State::Verdict(transaction.mid);
+                    self.state = State::Command;
+                    let octets = transaction.data.len();
+                    self.in_hand.push_back(InHand::new(transaction.mid, octets));
                     return Step { consumed, next: Next::Message(transaction) };
                 }
             }
@@ -222,10 +234,8 @@ impl Session {
     /// When no verdict on `mid` is due.
     pub fn answer_accepted<P: ProofOfSafety>(&mut self, proof: P, mid: Mid, now: Now) {
         drop(proof);
-        self.take_verdict(mid, now);
         self.errors = 0;
-        let reply = format!("250 2.0.0 Ok: queued as {mid}");
-        self.push_line(&reply);
+        self.take_verdict(mid, format!("250 2.0.0 Ok: queued as {mid}"), now);
     }
 
     /// The message `mid` is refused, as with 451 4.3.0 when the disk failed.
@@ -233,14 +243,28 @@ impl Session {
     /// # Panics
     /// When no verdict on `mid` is due.
     pub fn answer_refused(&mut self, refusal: &Refusal, mid: Mid, now: Now) {
-        self.take_verdict(mid, now);
-        self.refuse(refusal);
+        self.take_verdict(mid, line_of(refusal), now);
+        self.count_refusal(refusal.code);
     }
 
-    fn take_verdict(&mut self, mid: Mid, now: Now) {
-        assert_eq!(self.state, State::Verdict(mid), "a verdict that nobody waits for");
-        self.state = State::Command;
-        self.heard = now.mono;
+    fn take_verdict(&mut self, mid: Mid, line: String, now: Now) {
+        if !self.lost {
+            self.heard = now.mono;
+            self.push_verdict(mid, line);
+        }
+    }
+
+    /// As many messages wait for their verdict as one client may have.
+    fn has_hands_full(&self) -> bool {
+        let octets: usize = self.in_hand.iter().map(|message| message.octets).sum();
+        self.in_hand.len() >= limits::CLIENT_MESSAGES_IN_HAND_MAX
+            || octets > limits::CLIENT_IN_HAND_OCTETS_MAX
+    }
+
+    /// True while a message is with the engine for its verdict.
+    #[must_use]
+    pub fn has_message_in_hand(&self) -> bool {
+        !self.in_hand.is_empty()
     }
 
     /// The replies to be written now, in one write. Empty when there is nothing to say.
@@ -258,7 +282,7 @@ impl Session {
     /// True when the connection is to be closed once the output is written.
     #[must_use]
     pub fn should_close(&self) -> bool {
-        self.state == State::Closing
+        self.state == State::Closing && self.in_hand.is_empty()
     }
 
     /// Octets of message data held, for the caller's account of receive memory.
@@ -277,7 +301,8 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Mono {
         match self.state {
-            State::Verdict(_) | State::Closing => Mono(u64::MAX),
+            State::Closing => Mono(u64::MAX),
+            State::Command if !self.in_hand.is_empty() => Mono(u64::MAX),
             State::Command | State::Overlong { .. } | State::Data | State::Chunk { .. } => {
                 let wait = self.heard.0.saturating_add(limits::CLIENT_WAIT_MS);
                 Mono(wait.min(self.message_deadline_ms()))
@@ -308,6 +333,8 @@ impl Session {
     pub fn handle_closed(&mut self, gate: &mut dyn Gate) {
         self.abort(gate, Abort::Lost);
         self.output = Vec::new();
+        self.in_hand.clear();
+        self.lost = true;
         self.state = State::Closing;
     }
 
@@ -318,7 +345,7 @@ impl Session {
         self.shutdown = true;
         match self.state {
             State::Command | State::Overlong { .. } => self.stop(gate),
-            State::Data | State::Chunk { .. } | State::Verdict(_) | State::Closing => {}
+            State::Data | State::Chunk { .. } | State::Closing => {}
         }
     }
 
@@ -331,7 +358,7 @@ impl Session {
             State::Command | State::Overlong { .. } | State::Data | State::Chunk { .. } => {
                 self.stop(gate);
             }
-            State::Verdict(_) | State::Closing => {}
+            State::Closing => {}
         }
     }
 

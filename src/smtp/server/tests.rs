@@ -304,8 +304,10 @@ fn the_engine_refuses_at_mail_at_rcpt_and_at_the_end() {
     let Next::Message(message) = step.next else { panic!("{step:?}") };
     assert_eq!(&input[step.consumed..], b"NOOP\r\n");
     assert_eq!(rig.session.deadline(), Mono(u64::MAX));
+    assert!(rig.session.take_output().starts_with(b"354 "));
     let held = rig.session.handle_input(b"NOOP\r\n", &mut rig.gate, rig.now);
-    assert!(matches!(held, Step { consumed: 0, next: Next::Verdict }));
+    assert!(matches!(held, Step { consumed: 6, next: Next::Read }));
+    assert!(!rig.session.has_output(), "the reply waits behind the verdict");
     rig.session.handle_closed(&mut TestGate::default());
     let mut other = Rig::ready();
     other.start();
@@ -314,6 +316,53 @@ fn the_engine_refuses_at_mail_at_rcpt_and_at_the_end() {
     let refusal = Refusal::new(451, 3, 0, "Disk failed");
     other.session.answer_refused(&refusal, message.mid, other.now);
     assert_eq!(other.codes(b"NOOP\r\n"), "354|451 4.3.0|250 2.0.0");
+}
+
+#[test]
+fn a_client_goes_on_while_verdicts_are_due_and_replies_keep_their_order() {
+    let mut rig = Rig::ready();
+    let one = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nBDAT 3 LAST\r\nx\r\n";
+    let input = [&one[..], one, one, b"NOOP\r\n"].concat();
+    let (mut at, mut mids) = (0, Vec::new());
+    loop {
+        let step = rig.session.handle_input(&input[at..], &mut rig.gate, rig.now);
+        at += step.consumed;
+        match step.next {
+            Next::Message(message) => mids.push(message.mid),
+            Next::Read => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((at, mids.len()), (input.len(), 3));
+    let mut said = |mid: Mid| {
+        rig.session.answer_accepted(TestProof, mid, rig.now);
+        String::from_utf8(rig.session.take_output()).unwrap()
+    };
+    let envelope = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n";
+    let queued = |mid: Mid| format!("250 2.0.0 Ok: queued as {mid}\r\n");
+    assert_eq!(said(mids[2]), envelope);
+    assert_eq!(said(mids[0]), format!("{}{envelope}", queued(mids[0])));
+    let rest = format!("{}{envelope}{}250 2.0.0 Ok\r\n", queued(mids[1]), queued(mids[2]));
+    assert_eq!(said(mids[1]), rest);
+    assert!(!rig.session.has_message_in_hand());
+}
+
+#[test]
+fn a_client_has_to_wait_when_its_hands_are_full() {
+    let mut rig = Rig::ready();
+    let one = b"MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\nBDAT 3 LAST\r\nx\r\n";
+    let mut mids = Vec::new();
+    while mids.len() < limits::CLIENT_MESSAGES_IN_HAND_MAX {
+        let step = rig.session.handle_input(one, &mut rig.gate, rig.now);
+        let Next::Message(message) = step.next else { panic!("{step:?}") };
+        assert_eq!(step.consumed, one.len());
+        mids.push(message.mid);
+    }
+    let step = rig.session.handle_input(one, &mut rig.gate, rig.now);
+    assert!(matches!(step, Step { consumed: 0, next: Next::Verdict }), "{step:?}");
+    rig.session.answer_accepted(TestProof, mids[0], rig.now);
+    let step = rig.session.handle_input(one, &mut rig.gate, rig.now);
+    assert!(matches!(step.next, Next::Message(_)), "{step:?}");
 }
 
 #[test]

@@ -1,0 +1,54 @@
+//! The queue against a simple model: random lives with crashes, and every call failing once.
+//!
+//! A life is named by its seed: `RINGPOST_MODEL_SEED=n cargo test --test queue_model` repeats
+//! one, `RINGPOST_MODEL_SEEDS=n` runs the first n instead of a few.
+
+#![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+#[path = "queue_model/faults.rs"]
+mod faults;
+#[path = "queue_model/model.rs"]
+mod model;
+#[path = "queue_model/rig.rs"]
+mod rig;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rig::Bug;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn random_lives_keep_the_promise() {
+    if let Some(seed) = number("RINGPOST_MODEL_SEED") {
+        return model::live(seed, Bug::None);
+    }
+    for seed in 0..number("RINGPOST_MODEL_SEEDS").unwrap_or(25) {
+        let life = catch_unwind(AssertUnwindSafe(|| model::live(seed, Bug::None)));
+        if let Err(panic) = life {
+            eprintln!("the life with RINGPOST_MODEL_SEED={seed} breaks the promise");
+            std::panic::resume_unwind(panic);
+        }
+    }
+    let copies = rig::COPIES.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(copies > 50, "only {copies} messages were copied forward");
+}
+
+/// A model that finds nothing proves nothing: each planted bug must be found soon.
+#[test]
+fn planted_bugs_are_found() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for bug in [Bug::CommitWithoutSync, Bug::LostWrite, Bug::StateWithoutSync] {
+        let found =
+            (0..60).any(|seed| catch_unwind(AssertUnwindSafe(|| model::live(seed, bug))).is_err());
+        if !found {
+            missed.push(bug);
+        }
+    }
+    std::panic::set_hook(hook);
+    assert!(missed.is_empty(), "not found: {missed:?}");
+}

@@ -1,0 +1,319 @@
+//! The queue under a test: its executor, with effects that take their time, fail, or lie.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringpost::mail::{
+    Body, BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Notify, Now, Recipient,
+    Rid, ShardId, Wall,
+};
+use ringpost::queue::format::SpoolId;
+use ringpost::queue::memory::{MemFile, MemMedium};
+use ringpost::queue::{
+    Effect, Event, Medium, NewMessage, Opened, Options, Queue, ReadPlan, Recovered, SegmentId,
+    State, StoredMessage, Ticket,
+};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// Messages read to be copied forward, in all lives.
+pub(crate) static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// What is planted to see whether it is found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bug {
+    None,
+    /// One commit is answered though its sync was left out.
+    CommitWithoutSync,
+    /// A write is left out and called good.
+    LostWrite,
+    /// State words are never synced but by commits.
+    StateWithoutSync,
+}
+
+/// What a seed decides.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut random = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d);
+        for _ in 0..8 {
+            random.below(2);
+        }
+        random
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    pub(crate) fn one_in(&mut self, parts: u64) -> bool {
+        self.below(parts) == 0
+    }
+}
+
+pub(crate) fn options(octets_max: u64, medium: &MemMedium) -> Options {
+    Options {
+        shard: ShardId(0),
+        spool: SpoolId([7; 16]),
+        segment_octets: MIB,
+        octets_max,
+        segments_ahead: 1,
+        commit_messages_max: 1024,
+        directories: vec![0],
+        next_block: Arc::new(AtomicU64::new(largest_block(medium) + 1)),
+        retry_ms_max: 3_600_000,
+    }
+}
+
+fn largest_block(medium: &MemMedium) -> u64 {
+    let block = |id: &SegmentId| {
+        let mut head = vec![0; 8192];
+        medium.read_at(&medium.file(*id)?, 0, &mut head).ok()?;
+        let header = ringpost::queue::format::Header::choose(&head[..4096], &head[4096..]);
+        header.ok().map(|header| header.id_block_max)
+    };
+    medium.list(0).unwrap_or_default().0.iter().filter_map(block).max().unwrap_or(0)
+}
+
+/// A running queue.
+pub(crate) struct Rig {
+    pub(crate) medium: MemMedium,
+    pub(crate) queue: Queue,
+    pub(crate) recovered: Recovered,
+    files: HashMap<SegmentId, Arc<MemFile>>,
+    /// The write or sync under way: one at a time.
+    current: Option<Effect>,
+    /// Makings and readings under way.
+    beside: VecDeque<Effect>,
+    pub(crate) committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
+    pub(crate) failed: Vec<Ticket>,
+    pub(crate) now: Now,
+    pub(crate) bug: Bug,
+    /// Effects carried out; this one fails.
+    pub(crate) effects: u64,
+    pub(crate) failing: Option<u64>,
+    pub(crate) any_failed: bool,
+}
+
+impl Rig {
+    pub(crate) fn open(medium: MemMedium, octets_max: u64, now: Now) -> io::Result<Self> {
+        let options = options(octets_max, &medium);
+        let Opened { queue, files, recovered } = Queue::open(&medium, options, now)?;
+        Ok(Self {
+            medium,
+            queue,
+            recovered,
+            files: files.into_iter().collect(),
+            current: None,
+            beside: VecDeque::new(),
+            committed: BTreeMap::new(),
+            failed: Vec::new(),
+            now,
+            bug: Bug::None,
+            effects: 0,
+            failing: None,
+            any_failed: false,
+        })
+    }
+
+    /// Takes up what the queue wants; false when there is nothing to carry out.
+    pub(crate) fn take_up(&mut self) -> bool {
+        while self.current.is_none() {
+            match self.queue.next_effect() {
+                Some(effect @ (Effect::Make { .. } | Effect::Read { .. })) => {
+                    self.beside.push_back(effect);
+                }
+                Some(effect @ (Effect::Write { .. } | Effect::Sync { .. })) => {
+                    self.current = Some(effect);
+                }
+                None => break,
+            }
+        }
+        self.poll();
+        self.current.is_some() || !self.beside.is_empty()
+    }
+
+    /// Carries out one effect: the one in turn, or one beside it.
+    pub(crate) fn step(&mut self, beside: bool) -> bool {
+        if !self.take_up() {
+            return false;
+        }
+        let next = if beside || self.current.is_none() {
+            self.beside.pop_front().or_else(|| self.current.take())
+        } else {
+            self.current.take()
+        };
+        if let Some(effect) = next {
+            let fails = self.failing == Some(self.effects);
+            self.effects += 1;
+            self.any_failed |= fails;
+            self.perform(effect, fails);
+            self.poll();
+        }
+        true
+    }
+
+    /// Carries out all there is.
+    pub(crate) fn run(&mut self) {
+        while self.step(true) {}
+    }
+
+    pub(crate) fn tick(&mut self, ms: u64) {
+        self.now = self.now.plus_ms(ms);
+        self.queue.tick(self.now);
+    }
+
+    fn poll(&mut self) {
+        while let Some(event) = self.queue.poll_event() {
+            match event {
+                Event::Accepted { .. } => panic!("nothing is delivered early here"),
+                Event::Committed { ticket, safe: _, handles, pending: _ } => {
+                    self.committed.insert(ticket, handles);
+                }
+                Event::Failed { ticket } => self.failed.push(ticket),
+                Event::Held { mid, rids, what } => panic!("{mid} {rids:?} held: {what}"),
+                Event::Intake(_) => {}
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect, fails: bool) {
+        let outcome = || if fails { Err(io::Error::other("broken")) } else { Ok(()) };
+        match effect {
+            Effect::Make { id, segment, octets, map_octets, header } => {
+                let made = outcome().and_then(|()| self.medium.make(segment, octets, &header));
+                let map = made.and_then(|file| {
+                    let map = self.medium.map(&file, map_octets);
+                    self.files.insert(segment, file);
+                    map
+                });
+                self.queue.handle_made(id, map);
+            }
+            Effect::Write { id, segment, offset, chunks } => {
+                let mut at = offset;
+                for chunk in &chunks {
+                    let octets = chunk.as_ref();
+                    // A failing write has written half of its octets.
+                    let part = if fails { &octets[..octets.len() / 2] } else { octets };
+                    if self.bug != Bug::LostWrite {
+                        self.medium.write_at(&self.files[&segment], at, part).unwrap();
+                    }
+                    at += octets.len() as u64;
+                }
+                self.queue.handle_done(id, outcome());
+            }
+            Effect::Read { id, plan } => {
+                COPIES.fetch_add(1, Ordering::Relaxed);
+                let octets = self.read_pieces(&plan);
+                self.queue.handle_read(id, octets);
+            }
+            Effect::Sync { id, segment } => {
+                let skipped = match self.bug {
+                    Bug::None | Bug::LostWrite => false,
+                    Bug::CommitWithoutSync => self.queue.usage().uncommitted > 0,
+                    Bug::StateWithoutSync => self.queue.usage().uncommitted == 0,
+                };
+                if !fails && !skipped {
+                    self.medium.sync(&self.files[&segment]).unwrap();
+                }
+                self.queue.handle_done(id, outcome());
+            }
+        }
+    }
+
+    fn read_pieces(&self, plan: &ReadPlan) -> io::Result<Vec<u8>> {
+        let mut octets = Vec::new();
+        for piece in &plan.pieces {
+            let mut part = vec![0; usize::try_from(piece.octets).unwrap()];
+            self.medium.read_at(&self.files[&piece.segment], piece.offset, &mut part)?;
+            octets.extend(part);
+        }
+        Ok(octets)
+    }
+
+    /// Begins to read a message: the plan and what stood there.
+    pub(crate) fn begin_read(&self, handle: Handle) -> Option<(ReadPlan, Vec<u8>)> {
+        let plan = self.queue.read_plan(handle)?;
+        let octets = self.read_pieces(&plan).unwrap();
+        Some((plan, octets))
+    }
+
+    pub(crate) fn read(&mut self, handle: Handle) -> Option<StoredMessage> {
+        let (plan, octets) = self.begin_read(handle)?;
+        Some(self.queue.parse(handle, &plan, octets).unwrap())
+    }
+
+    pub(crate) fn handles(&self) -> Vec<Handle> {
+        let (mut out, mut cursor) = (Vec::new(), Some(0));
+        while let Some(at) = cursor {
+            cursor = self.queue.walk(at, 100, &mut out);
+        }
+        out
+    }
+
+    /// Every pending recipient, verified: its address, body and attempts.
+    pub(crate) fn contents(&mut self) -> BTreeMap<(u64, u32), (String, u32, u16)> {
+        let mut out = BTreeMap::new();
+        for handle in self.handles() {
+            let summary = self.queue.summary(handle).expect("a queued message has a summary");
+            let Some(stored) = self.read(handle) else { panic!("a queued message has a plan") };
+            let sum = checksum(&stored.octets[stored.body.clone()]);
+            for recipient in &stored.envelope.recipients {
+                let word = summary.recipients.iter().find(|r| r.rid == recipient.rid).unwrap();
+                assert!(matches!(word.state, State::Ready | State::Deferred));
+                let value = (recipient.address.to_string(), sum, word.attempts);
+                let before = out.insert((stored.mid.0, recipient.rid.0), value);
+                assert!(before.is_none(), "a recipient stands twice in the queue");
+            }
+        }
+        assert_eq!(out.len() as u64, self.queue.counts().pending);
+        out
+    }
+}
+
+/// FNV-1a over every seventh octet and the length: quick in a debug build.
+pub(crate) fn checksum(octets: &[u8]) -> u32 {
+    let start = 0x811c_9dc5 ^ u32::try_from(octets.len()).unwrap();
+    octets.iter().step_by(7).fold(start, |sum, o| (sum ^ u32::from(*o)).wrapping_mul(0x0100_0193))
+}
+
+pub(crate) fn body(mid: u64, octets: usize) -> Vec<u8> {
+    let mut out = vec![b'a' + u8::try_from(mid % 23).unwrap(); octets];
+    let mark = mid.to_be_bytes();
+    for at in (0..octets.saturating_sub(8)).step_by(509) {
+        out[at..at + 8].copy_from_slice(&mark);
+    }
+    out
+}
+
+pub(crate) fn message(mid: u64, to: &[String], octets: usize, cause: Option<Mid>) -> NewMessage {
+    let recipient = |(rid, address): (usize, &String)| Recipient {
+        rid: Rid(u32::try_from(rid).unwrap()),
+        address: Mailbox::parse(address.as_bytes()).unwrap(),
+        notify: Notify(Notify::FAILURE),
+        orcpt: None,
+    };
+    let facts = MessageFacts { leading_dot: false, eight_bit: false, utf8_header: false };
+    NewMessage {
+        mid: Mid(mid),
+        envelope: Envelope {
+            sender: Some(Mailbox::parse(b"s@from.example").unwrap()),
+            body: BodyKind::SevenBit,
+            smtputf8: false,
+            ret: None,
+            envid: None,
+            recipients: to.iter().enumerate().map(recipient).collect(),
+        },
+        arrival: Wall(5_000),
+        bounce_profile: "default".into(),
+        listener: "in".into(),
+        cause,
+        body: Arc::new(Body { bytes: body(mid, octets), facts }),
+    }
+}
