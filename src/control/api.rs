@@ -74,6 +74,7 @@ async fn metrics(State(control): Shared) -> impl IntoResponse {
         queue_octets_max: report.usage.octets_max,
         segments: report.usage.segments,
         segments_free: report.usage.segments_free,
+        segments_spare: report.usage.segments_spare,
         segments_poisoned: report.usage.segments_poisoned,
         index_octets: report.usage.index_octets,
         uncommitted: report.usage.uncommitted,

@@ -61,6 +61,8 @@ pub struct ShardSample {
     pub segments: usize,
     /// Segments that may be used again.
     pub segments_free: usize,
+    /// Segments that stand ready to be appended to next.
+    pub segments_spare: usize,
     /// Segments given up after a failed write or sync.
     pub segments_poisoned: usize,
     /// Octets of memory of its index.
@@ -178,7 +180,7 @@ fn totals(text: &mut Text, totals: &Totals) {
 
 fn shard_families(text: &mut Text, shards: &[ShardSample]) {
     type Value = fn(&ShardSample) -> u64;
-    let families: [(&str, &str, Value); 10] = [
+    let families: [(&str, &str, Value); 11] = [
         ("pending", "Recipients not yet settled.", |s| s.pending),
         ("takes_mail", "1, or 0 when its disk or queue takes no mail.", |s| s.takes_mail.into()),
         ("destinations", "Receiving domains with mail.", |s| s.destinations as u64),
@@ -186,6 +188,7 @@ fn shard_families(text: &mut Text, shards: &[ShardSample]) {
         ("queue_max_bytes", "Most octets of its queue files.", |s| s.queue_octets_max),
         ("queue_segments", "Segments.", |s| s.segments as u64),
         ("queue_segments_free", "Segments that may be reused.", |s| s.segments_free as u64),
+        ("queue_segments_spare", "Segments ready to be used next.", |s| s.segments_spare as u64),
         ("queue_segments_poisoned", "Segments given up.", |s| s.segments_poisoned as u64),
         ("queue_index_bytes", "Octets of memory of its index.", |s| s.index_octets as u64),
         ("queue_uncommitted", "Messages that wait for a commit.", |s| s.uncommitted as u64),
