@@ -13,12 +13,12 @@
 //! | step | what happens | where |
 //! |---|---|---|
 //! | inject | a client speaks SMTP to a listener; one transaction becomes one owned value | [`smtp::server`], `shard/listener` |
-//! | queue | the message is appended, committed, and answered with 250 | [`queue`] |
+//! | queue | the message is kept: committed, or accepted before; then 250 | [`queue`], `shard/early` |
 //! | schedule | recipients become ready, wait for a time, take their place in a lane | [`schedule`] |
 //! | route | receiving domain -> hosts by priority; equal hosts take turns | [`route`] |
 //! | connect | a session to the host: from the pool, or a new one if the limits allow | `shard/pool` |
-//! | transact | MAIL, RCPT, DATA, body, final dot | [`smtp::client`] |
-//! | settle | what the outcome means: delivered, next host, deferred, bounced | [`settle`] |
+//! | transact | MAIL, RCPT, DATA, body, final dot | [`smtp::client`], `shard/session` |
+//! | settle | what the outcome means: delivered, next host, deferred, bounced | [`settle`], `shard/settlement` |
 //!
 //! ## Words
 //!
@@ -31,6 +31,16 @@
 //! *Transaction*: MAIL to end of data. *Deferred*: waiting for a time. *Soft bounce*: a temporary
 //! failure of a recipient; *hard bounce*: a permanent one. *Shard*: one core with its thread, its
 //! ring, its queue files, its lanes and its pools.
+//!
+//! *Commit*: one write and one sync for a batch of messages. *Hold-back*: the short time that a
+//! message may wait for its commit while its deliveries are under way; accepted by all its next
+//! hops in that time, it is never written. *Early handle*: the name of a delivery whose message is
+//! not committed yet; it stays valid afterwards. *Segment*: one file of the queue. *Survivor*:
+//! long-deferred mail in an otherwise settled segment; *copying forward* moves it out.
+//! *Permit*: the right to one connection under a limit that all shards share. *Gate*: per
+//! destination, what wakes its deferred mail when its hosts are back. *Train*: several transactions
+//! in flight on one session; *mark*: what in a reply shows which command it answers. *Uncertain*:
+//! the final dot was sent and its reply is not known.
 //!
 //! ## The law of imports (`tests/tidy.rs` enforces it)
 //!
@@ -49,8 +59,11 @@
 //!
 //! ## Read first
 //!
-//! `README.md`, this page, [`mail`], `shard/delivery.rs` (the story of one delivery in one
-//! function), [`queue`], [`smtp::client`], [`settle`].
+//! `README.md`, this page, [`mail`] (the vocabulary), [`shard`] (the table of its files),
+//! `shard/delivery.rs` (the story of one delivery in one function), [`queue`], [`smtp::client`],
+//! [`settle`]. Then, as needed: [`schedule`] and [`route`] for who goes where and when,
+//! `shard/early.rs` with `queue/early.rs` for the way past the disk, [`lab`] for the peers of the
+//! tests.
 
 pub mod cli;
 pub mod config;

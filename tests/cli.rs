@@ -10,7 +10,11 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::ringpost;
 use serde_json::Value;
@@ -112,7 +116,7 @@ fn a_good_configuration_is_told_in_one_line() {
     fs::write(folder.path().join("r.toml"), "routes = \"smtproutes\"\n").unwrap();
     fs::write(folder.path().join("smtproutes"), "a.test 192.0.2.1\n").unwrap();
     let (code, stdout, stderr) = ringpost(&["check", "--config", "r.toml"], folder.path());
-    assert_eq!((code, stdout.as_str()), (0, "r.toml: good (1 listeners, 1 routes)\n"));
+    assert_eq!((code, stdout.as_str()), (0, "r.toml: good (1 listener, 1 route)\n"));
     assert!(stderr.starts_with("ringpost: note: ") && stderr.contains("451 4.4.4"), "{stderr}");
     fs::write(folder.path().join("smtproutes"), "a.test 192.0.2.1\nALL 192.0.2.2\n").unwrap();
     let (code, stdout, stderr) = ringpost(&["check", "--config", "r.toml"], folder.path());
@@ -148,4 +152,101 @@ fn what_config_prints_is_a_configuration() {
         effective.contains("shards = 3") && effective.contains("127.0.0.1:8026"),
         "{effective}"
     );
+}
+
+/// Waits until `file` holds `text`.
+fn wait_for(file: &Path, text: &str) {
+    let begun = Instant::now();
+    while !fs::read_to_string(file).unwrap_or_default().contains(text) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "no '{text}' in {}", file.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn an_engine_that_nobody_listens_to_goes_on() {
+    for deaf in ["stdout", "stderr"] {
+        let folder = tempfile::tempdir().unwrap();
+        let address = "address = \"127.0.0.1:0\"\n";
+        let text = format!(
+            "shards = 1\nspool_max_size = \"64MiB\"\n[log]\nmail = \"mail_logs\"\n\
+             [[listener]]\n{address}[admin]\n{address}"
+        );
+        fs::write(folder.path().join("r.toml"), text).unwrap();
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let (out, err) = match deaf {
+            "stdout" => (Stdio::from(full()), Stdio::piped()),
+            _ => (Stdio::piped(), Stdio::from(full())),
+        };
+        let mut engine = Command::new(env!("CARGO_BIN_EXE_ringpost"))
+            .args(["serve", "--config", "r.toml"])
+            .current_dir(folder.path())
+            .stdout(out)
+            .stderr(err)
+            .spawn()
+            .unwrap();
+        // What is printed last at the start is printed when signals are caught.
+        let (heard, last): (Box<dyn Read>, _) = match deaf {
+            "stdout" => (Box::new(engine.stderr.take().unwrap()), "cannot write the result"),
+            _ => (Box::new(engine.stdout.take().unwrap()), "admin on "),
+        };
+        let mut heard = BufReader::new(heard);
+        let mut line = String::new();
+        while !line.contains(last) {
+            line.clear();
+            assert!(heard.read_line(&mut line).unwrap() > 0, "the engine has ended ({deaf})");
+        }
+        let signal = |name: &str| {
+            Command::new("kill").args(["-s", name, &engine.id().to_string()]).status().unwrap()
+        };
+        assert!(signal("HUP").success());
+        wait_for(&folder.path().join("mail_logs"), "configuration 2 is in force");
+        fs::write(folder.path().join("r.toml"), "nonsense = 1").unwrap();
+        assert!(signal("HUP").success());
+        wait_for(&folder.path().join("mail_logs"), "reload failed with 1 error;");
+        assert!(signal("TERM").success());
+        drop(heard);
+        assert_eq!(engine.wait().unwrap().code(), Some(0), "{deaf}");
+    }
+}
+
+#[test]
+fn a_start_that_cannot_work_is_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let table = [
+        ("[log]\nmail = \"none/mail_logs\"\n", 73, "cannot write the mail log none/mail_logs"),
+        ("[log]\nmail = \".\"\n", 73, "[log] mail"),
+        ("spool = \"r.toml/spool\"\n[log]\nmail = \"off\"\n", 74, "r.toml/spool"),
+    ];
+    for (text, expected, piece) in table {
+        let admin = "[admin]\naddress = \"127.0.0.1:0\"\n";
+        fs::write(folder.path().join("r.toml"), format!("{text}{admin}")).unwrap();
+        let (code, stdout, stderr) = ringpost(&["serve", "--config", "r.toml"], folder.path());
+        assert_eq!((code, stdout.as_str()), (expected, ""), "{stderr}");
+        let told: Vec<&str> = stderr.lines().filter(|line| !line.contains(" note: ")).collect();
+        assert!(told.len() == 1 && told[0].contains(piece), "{stderr}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "something was left behind");
+    }
+}
+
+/// The block of `README.md` that begins with ``` and `kind`, and holds `text`.
+fn readme_block(kind: &str, text: &str) -> String {
+    let readme = include_str!("../README.md");
+    let blocks = readme.split("\n```").skip(1).step_by(2);
+    let found = blocks
+        .filter_map(|block| block.split_once('\n'))
+        .find(|(head, block)| *head == kind && block.contains(text));
+    found.unwrap_or_else(|| panic!("no block with {text}")).1.to_owned() + "\n"
+}
+
+#[test]
+fn the_configuration_of_the_readme_is_good() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("ringpost.toml"), readme_block("toml", "[[listener]]")).unwrap();
+    for routes in ["ALL    127.0.0.1:2601", "ALL             10.0.0.1"] {
+        fs::write(folder.path().join("smtproutes"), readme_block("", routes)).unwrap();
+        let words = ["check", "--config", "ringpost.toml"];
+        let (code, _, stderr) = ringpost(&words, folder.path());
+        assert_eq!((code, stderr.as_str()), (0, ""));
+    }
 }

@@ -63,6 +63,20 @@ fn verb(engine: &Engine, words: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
+fn metrics_that_the_tuning_pages_name_exist() {
+    let engine = Engine::start(&Setup::new("epoll", "ALL 192.0.2.1\n".to_owned()));
+    let metrics = http_get(engine.admin, "/metrics");
+    let pages = ringpost::config::tuning::names();
+    let pages = pages.iter().map(|name| ringpost::config::tuning::embedded(name).unwrap());
+    for page in pages.chain([include_str!("../README.md").to_owned()]) {
+        let words = page.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        for name in words.filter(|word| word.starts_with("ringpost_")) {
+            assert!(metrics.contains(&format!("# TYPE {name} ")), "{name}");
+        }
+    }
+}
+
+#[test]
 fn health_metrics_and_status_tell_the_same() {
     let peer = Peer::good();
     // Else a message that is delivered first is never committed, and never timed.

@@ -1,5 +1,6 @@
 //! Corners in which mail could be held up although nothing stands in its way any more: lanes that
-//! were full, permits of idle sessions, refusals that nobody takes back, commits that failed.
+//! were full, permits of idle sessions, refusals that nobody takes back, commits that failed; and
+//! what must not wake it.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -183,5 +184,28 @@ fn a_delivery_under_way_ends_after_its_commit_failed() {
             });
             assert_eq!(engine.metric("ringpost_recipients_uncertain_total"), delivered);
         }
+    }
+}
+
+/// Only a host that comes up wakes mail; a reload after which the hosts are the same does not.
+#[test]
+fn a_reload_that_changes_no_host_wakes_nothing() {
+    for io in io_modes() {
+        let peer = Peer::start(|peer, _| {
+            if peer.hello() {
+                peer.serve_with(|line| line.starts_with("MAIL").then(|| "450 4.3.2 no".to_owned()));
+            }
+        });
+        let routes = format!("same.test {}\n", peer.host(0));
+        let engine = Engine::start(&Setup::new(io, &*routes).tables(SLOW_RETRY));
+        engine.send("s@same.test", &["a@same.test"]);
+        engine.wait_log("pending till");
+        let more = format!("{routes}other.test /dev/null\n");
+        std::fs::write(engine.path("smtproutes"), more).unwrap();
+        engine.signal("HUP");
+        engine.wait_log("configuration");
+        std::thread::sleep(Duration::from_secs(1));
+        let delayed = engine.log().matches("Delayed:").count();
+        assert_eq!(delayed, 1, "{}", engine.log());
     }
 }

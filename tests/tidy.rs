@@ -57,6 +57,8 @@ const FILE_RULES: &[FileRule] = &[
     ("man-page", words::man_page),
     ("unfinished", words::unfinished),
     ("unwrap", words::unwrap),
+    ("print-macro", words::print_macro),
+    ("file-table", words::file_table),
     ("ascii", words::ascii),
 ];
 

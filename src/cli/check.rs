@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, Exit, print};
 use crate::config::{self, Problem, Snapshot};
+use crate::control::terminal::{tell, tell_plainly};
 use crate::route::Pattern;
+
+/// Errors that other verbs than `check` print: a wrong file of routes has one in each line.
+const TOLD_MAX: usize = 20;
 
 /// Check a configuration with its routes and its tuning profile, without starting anything.
 ///
@@ -36,14 +40,18 @@ impl Arguments {
         match loaded {
             Ok(snapshot) => {
                 if let Some(note) = without_default_route(&snapshot) {
-                    eprintln!("ringpost: {note}");
+                    tell(note);
                 }
                 let (routes, listeners) = (snapshot.routes.rows().len(), snapshot.listeners.len());
                 let name = file.unwrap_or(Path::new("defaults")).display();
-                print(format_args!("{name}: good ({listeners} listeners, {routes} routes)"))
+                print(format_args!(
+                    "{name}: good ({}, {})",
+                    count(listeners, "listener"),
+                    count(routes, "route")
+                ))
             }
             Err(problems) => {
-                problems.iter().for_each(|problem| eprintln!("{problem}"));
+                problems.iter().for_each(tell_plainly);
                 Ok(Exit::Config)
             }
         }
@@ -69,9 +77,17 @@ fn tell_json(loaded: &Result<Snapshot, Vec<Problem>>) -> Result<Exit, CliError> 
     Ok(if loaded.is_ok() { Exit::Ok } else { Exit::Config })
 }
 
+/// `1 route`, `2 routes`.
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Tells what is wrong on standard error; a verb that needs the configuration ends with this.
 pub(super) fn refuse(problems: &[Problem]) -> Exit {
-    problems.iter().for_each(|problem| eprintln!("ringpost: {problem}"));
+    problems.iter().take(TOLD_MAX).for_each(tell);
+    if let Some(more @ 1..) = problems.len().checked_sub(TOLD_MAX) {
+        tell(format_args!("and {more} more errors: see 'ringpost check'"));
+    }
     Exit::Config
 }
 

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::control::terminal::tell;
+
 /// Exit codes, as sysexits(3) means them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -23,6 +25,8 @@ pub enum Exit {
     Software = 70,
     /// `EX_OSERR`: the system gives no thread, descriptor or memory.
     OsErr = 71,
+    /// `EX_CANTCREAT`: an output file cannot be made.
+    CantCreate = 73,
     /// `EX_IOERR`: reading or writing failed.
     IoErr = 74,
     /// `EX_TEMPFAIL`: not now; the same command may succeed later.
@@ -75,7 +79,7 @@ impl CliError {
     /// Prints the line to stderr and gives the code to exit with.
     #[must_use]
     pub fn report(&self) -> ExitCode {
-        eprintln!("ringpost: {self}");
+        tell(self);
         self.exit.into()
     }
 }

@@ -9,6 +9,7 @@ use super::status::{ask, load};
 use super::{CliError, Exit, print};
 use crate::control::client::query_value;
 use crate::control::explain::{Explanation, HostForecast, explain};
+use crate::control::terminal::tell;
 use crate::mail::{Mailbox, Mono};
 
 /// Explain SMTP routes.
@@ -70,7 +71,7 @@ impl Explain {
             Ok(told) => told,
             Err(error) => {
                 if error.exit() != Exit::Unavailable {
-                    eprintln!("ringpost: {error}");
+                    tell(error);
                 }
                 // Without a clock: nothing is known that time could change.
                 explain(&snapshot, None, &self.recipient, Mono(0))
@@ -95,7 +96,7 @@ fn page(out: &mut String, told: &Explanation) -> fmt::Result {
         return writeln!(out, "way    accepted and discarded (/dev/null)");
     }
     if !told.engine {
-        writeln!(out, "health unknown: no engine answers, the files were read")?;
+        writeln!(out, "health unknown: the engine did not answer, the files were read")?;
     }
     for (number, forecast) in (1..).zip(&told.hosts) {
         host(out, number, forecast)?;

@@ -2,15 +2,22 @@
 //!
 //! Owns: the order of a start, and what it says on the terminal. Never: the work.
 
+use std::fs::OpenOptions;
 use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 
 use super::exit::{CliError, Exit};
 use crate::config;
+use crate::control::terminal::tell;
 use crate::control::{self, Token, TokenError};
 use crate::queue::SpoolError;
 use crate::shard::Engine;
 use crate::shard::engine::StartError;
+use crate::telemetry::settings::LogTarget;
+
+/// Behind a port that is refused.
+const PRIVILEGED: &str = ", or allow ports below 1024 (CAP_NET_BIND_SERVICE)";
 
 /// Run the engine in the foreground until SIGTERM.
 ///
@@ -35,23 +42,16 @@ impl Arguments {
             Err(problems) => return Ok(super::check::refuse(&problems)),
         };
         super::process::raise_descriptor_limit();
-        let admin = control::bind(snapshot.admin.address).map_err(|error| {
-            let exit = match error.kind() {
-                ErrorKind::PermissionDenied => Exit::NoPerm,
-                _ => Exit::Unavailable,
-            };
-            let address = snapshot.admin.address;
-            let what = format!("cannot listen on {address}: {error}; choose another admin.address");
-            CliError::new(exit, what)
-        })?;
+        let admin = bind_admin(snapshot.admin.address)?;
         let admin_address = admin.local_addr().map_err(|e| CliError::new(Exit::OsErr, e))?;
+        try_log(&snapshot.log.target)?;
         let token = Token::load_or_make(&snapshot.admin.token_file).map_err(token_error)?;
         if let Some(note) = super::check::without_default_route(&snapshot) {
-            eprintln!("ringpost: {note}");
+            tell(note);
         }
         let engine = Engine::start(snapshot).map_err(start_error)?;
         if let Some(note) = engine.note() {
-            eprintln!("ringpost: {note}");
+            tell(note);
         }
         let announce = |engine: &Engine| self.announce(engine, admin_address);
         control::run(engine, admin, self.config.clone(), token, announce)
@@ -59,7 +59,7 @@ impl Arguments {
         Ok(Exit::Ok)
     }
 
-    fn announce(&self, engine: &Engine, admin: std::net::SocketAddr) {
+    fn announce(&self, engine: &Engine, admin: SocketAddr) {
         let io = engine.backend().name();
         if self.json {
             let listening: Vec<_> = engine.listening().iter().map(ToString::to_string).collect();
@@ -67,14 +67,52 @@ impl Arguments {
                 "listening": listening, "admin": admin.to_string(), "io": io,
                 "shards": engine.shared().shards(),
             });
-            println!("{line}");
-            return;
+            return show(line);
         }
         for address in engine.listening() {
-            println!("listening on {address} (io {io}, {} shards)", engine.shared().shards());
+            show(format_args!(
+                "listening on {address} (io {io}, {} shards)",
+                engine.shared().shards()
+            ));
         }
-        println!("admin on {admin}");
+        show(format_args!("admin on {admin}"));
     }
+}
+
+/// Prints a line of the announcement. Mail is taken already: nobody to read it is no reason to
+/// end.
+fn show(line: impl std::fmt::Display) {
+    if let Err(error) = super::print(line) {
+        tell(error);
+    }
+}
+
+/// A log that cannot be opened now would lose every line in silence; later, while mail flows, a
+/// lost log stops nothing.
+fn try_log(target: &LogTarget) -> Result<(), CliError> {
+    let LogTarget::File(file) = target else { return Ok(()) };
+    let opened = OpenOptions::new().append(true).create(true).open(file);
+    let refused = |error: std::io::Error| {
+        let exit = match error.kind() {
+            ErrorKind::PermissionDenied => Exit::NoPerm,
+            _ => Exit::CantCreate,
+        };
+        let file = file.display();
+        let what = "make its folder, or choose another [log] mail (\"-\": standard output)";
+        CliError::new(exit, format!("cannot write the mail log {file}: {error}; {what}"))
+    };
+    opened.map(drop).map_err(refused)
+}
+
+fn bind_admin(address: SocketAddr) -> Result<TcpListener, CliError> {
+    control::bind(address).map_err(|error| {
+        let (exit, hint) = match error.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPerm, PRIVILEGED),
+            _ => (Exit::Unavailable, ""),
+        };
+        let what = format!("cannot listen on {address}: {error}; choose another admin.address");
+        CliError::new(exit, format!("{what}{hint}"))
+    })
 }
 
 /// What a token that cannot be had means for a verb.
@@ -84,7 +122,12 @@ pub(super) fn token_error(error: TokenError) -> CliError {
         (TokenError::Malformed(_), _) => Exit::Config,
         _ => Exit::IoErr,
     };
-    CliError::new(exit, error)
+    let hint = match (&error, exit) {
+        (TokenError::Io(..), Exit::NoPerm) => "; run as the owner of the spool",
+        (TokenError::Io(..), _) => "; make its folder writable, or set admin.token_file",
+        _ => "",
+    };
+    CliError::new(exit, format!("{error}{hint}"))
 }
 
 fn start_error(error: StartError) -> CliError {
@@ -100,5 +143,9 @@ fn start_error(error: StartError) -> CliError {
         StartError::Spool(SpoolError::Io(..)) => Exit::IoErr,
         StartError::Shard(_) => Exit::OsErr,
     };
-    CliError::new(exit, error)
+    let hint = match &error {
+        StartError::Listen(_, e) if denied(e) => PRIVILEGED,
+        _ => "",
+    };
+    CliError::new(exit, format!("{error}{hint}"))
 }

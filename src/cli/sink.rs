@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::control::terminal::tell_plainly;
 use crate::lab::sink::{Answered, Behaviour, Sink, SinkOptions, Stage};
 
 use super::{CliError, Exit, args, process};
@@ -86,7 +87,7 @@ impl Arguments {
             CliError::new(Exit::OsErr, format!("cannot catch signals: {error}"))
         })?;
         for address in sink.addresses() {
-            eprintln!("listening on {address}");
+            tell_plainly(format_args!("listening on {address}"));
         }
         let report = sink.wait();
         let line = if json {

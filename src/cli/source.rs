@@ -100,6 +100,7 @@ impl Arguments {
         let report = report.map_err(|error| {
             let exit = match &error {
                 SourceError::Size { .. } | SourceError::Text(_) => Exit::Usage,
+                SourceError::Ledger(..) => Exit::CantCreate,
                 SourceError::Io(_) => Exit::OsErr,
             };
             CliError::new(exit, format!("{error}; see 'ringpost source --help'"))
@@ -156,6 +157,10 @@ fn verdict(report: &SourceReport) -> Result<Exit, CliError> {
         return Ok(Exit::Ok);
     }
     let last_error = report.last_error.as_deref().unwrap_or("none");
+    if report.connections == 0 && report.last_error.is_none() {
+        let what = "ended before the server greeted; is it an SMTP server?";
+        return Err(CliError::new(Exit::TempFail, what));
+    }
     if report.connections == 0 && report.messages > 0 {
         let what = format!("no connection was made: {last_error}; check --to and the server");
         return Err(CliError::new(Exit::Unavailable, what));

@@ -17,6 +17,7 @@ pub mod problem;
 mod reload;
 mod signals;
 pub mod status;
+pub mod terminal;
 pub mod token;
 
 use std::io;

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use super::Control;
+use super::terminal::tell;
 use crate::config::{self, Problem};
 use crate::telemetry::line::Level;
 
@@ -16,8 +17,8 @@ use crate::telemetry::line::Level;
 const IN_FORCE_LOOKS: u32 = 200;
 const IN_FORCE_LOOK: std::time::Duration = std::time::Duration::from_millis(5);
 
-/// Problems that are told one by one in the mail log; standard error gets all.
-const LOGGED_MAX: usize = 10;
+/// Problems that are told one by one: a wrong file of routes has one in each line.
+const TOLD_MAX: usize = 10;
 
 /// What a reload did.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,20 +75,21 @@ impl Control {
     }
 
     fn tell_refused(&self, problems: &[Problem]) {
-        for (number, problem) in problems.iter().enumerate() {
-            eprintln!("ringpost: {problem}");
-            if number < LOGGED_MAX {
-                self.shared.note(Level::Warning, format!("configuration: {problem}"));
-            }
+        for problem in problems.iter().take(TOLD_MAX) {
+            tell(problem);
+            self.shared.note(Level::Warning, format!("configuration: {problem}"));
         }
-        let count = problems.len();
-        let text =
-            format!("reload failed with {count} errors; the old configuration stays in force");
+        let errors = match problems.len() {
+            1 => "1 error".to_owned(),
+            count if count <= TOLD_MAX => format!("{count} errors"),
+            count => format!("{count} errors (all: 'ringpost check')"),
+        };
+        let text = format!("reload failed with {errors}; the old configuration stays in force");
         self.tell(Level::Warning, &text);
     }
 
     fn tell(&self, level: Level, text: &str) {
-        eprintln!("ringpost: {text}");
+        tell(text);
         self.shared.note(level, text.to_owned());
     }
 }

@@ -15,6 +15,7 @@ mod ledger;
 mod script;
 mod serve;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -113,10 +114,10 @@ impl Sink {
     pub fn start(options: SinkOptions) -> io::Result<SinkHandle> {
         let shared = Arc::new(Shared::new(&options));
         if let Some(folder) = &options.dump {
-            std::fs::create_dir_all(folder)?;
+            std::fs::create_dir_all(folder).map_err(|error| named(folder.display(), &error))?;
         }
         if let Some(file) = &options.count_file {
-            ledger::write_count(file, 0)?;
+            ledger::write_count(file, 0).map_err(|error| named(file.display(), &error))?;
         }
         let (server, control) = Server::bind(&options, Arc::clone(&shared))?;
         let addresses = server.addresses().to_vec();
@@ -126,6 +127,11 @@ impl Sink {
         handle.control.order(Order::Up)?;
         Ok(handle)
     }
+}
+
+/// The error, with what it is about.
+fn named(what: impl fmt::Display, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 /// A running sink; dropping it stops it.

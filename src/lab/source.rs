@@ -117,7 +117,9 @@ pub enum SourceError {
     },
     /// An address, a name or the subject holds a line end or an angle bracket.
     Text(String),
-    /// The ledger cannot be opened, or the machine gives no thread.
+    /// The ledger cannot be opened.
+    Ledger(PathBuf, io::Error),
+    /// The machine gives no thread.
     Io(io::Error),
 }
 
@@ -129,6 +131,9 @@ impl fmt::Display for SourceError {
             }
             SourceError::Text(text) => {
                 write!(f, "'{text}' holds a line end or an angle bracket, take it out")
+            }
+            SourceError::Ledger(file, error) => {
+                write!(f, "cannot write the ledger {}: {error}", file.display())
             }
             SourceError::Io(error) => write!(f, "cannot begin: {error}"),
         }
@@ -309,7 +314,10 @@ impl Work {
             .map_err(|error| SourceError::Text(error.to_string()))?;
         let mint = Mint::new(&options, &run, &date)?;
         let ledger = match &options.ledger {
-            Some(path) => Some(File::options().create(true).append(true).open(path)?),
+            Some(path) => {
+                let opened = File::options().create(true).append(true).open(path);
+                Some(opened.map_err(|error| SourceError::Ledger(path.clone(), error))?)
+            }
             None => None,
         };
         let latency_us =

@@ -15,13 +15,16 @@
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |
+//! | `early` | messages before their commit: held back, answered by full acceptance |
 //! | `room` | making and recycling of segments |
 //! | `forward` | nearly empty segments emptied: copies, and the switch to them |
 //! | `sync` | results of effects, state words made durable, poison |
 //! | `words` | state words: begin, settle, defer |
 //! | [`inspect`] | a look at a spool that is not in use |
 //! | `index`, `read` | what is queued, and reading it back |
-//! | [`recovery`], `scan`, [`spool`] | starting: cases with labels; lock, shards, ids |
+//! | [`recovery`], `scan` | starting: cases with labels |
+//! | [`spool`], `ids` | the lock, the shards, ids that are never used twice |
+//! | [`settings`], `report` | what a start is given, and what it tells |
 //!
 //! Diagnostics: a failed write or sync poisons its segment for the life of the process: it is
 //! never synced again, nothing in it is acknowledged any more, its waiters get

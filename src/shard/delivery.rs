@@ -29,6 +29,9 @@ const DUE_AHEAD_MS_MAX: u64 = 24 * 3600 * 1000;
 /// Deliveries fed in one go before the sockets have their turn.
 const FEED_MAX: usize = 256;
 
+/// No host of the plan: it has not taken a turn under the routes in force.
+const NO_HOST: usize = usize::MAX;
+
 /// One message with those of its recipients in one receiving domain that travel together.
 pub(super) struct Delivery {
     pub(super) handle: Handle,
@@ -135,6 +138,7 @@ impl Shard {
         if delivery.destination.epoch != self.config().epoch {
             delivery.destination = self.destination(&delivery.destination.domain);
             delivery.tried = HostSet::default();
+            delivery.host = NO_HOST;
         }
     }
 
@@ -241,7 +245,7 @@ impl Shard {
             arrival: summary.arrival,
             attempts,
             tried: HostSet::default(),
-            host: 0,
+            host: NO_HOST,
             last: None,
             failed_for_now: false,
             strict: false,

@@ -45,6 +45,15 @@ impl Destination {
         }
     }
 
+    /// True when both have the same hosts, in the same order.
+    fn has_hosts_of(&self, other: &Self) -> bool {
+        let hosts = |of: &Self| -> Vec<_> {
+            let hosts = of.plan().map_or(&[][..], Plan::hosts);
+            hosts.iter().map(|host| host.address()).collect()
+        };
+        hosts(self) == hosts(other)
+    }
+
     /// True when each of its hosts is down or has refused since the last success: the gate is
     /// down then. A host that refuses greeting or EHLO is down, and comes up by its probe.
     pub(super) fn has_no_host(&self, now: Mono) -> bool {
@@ -81,14 +90,15 @@ impl Shard {
     /// The destination of `domain` under the configuration in force.
     pub(super) fn destination(&self, domain: &Domain) -> Rc<Destination> {
         let config = self.config();
-        if let Some(known) = self.resolved.borrow().get(domain)
+        let known = self.resolved.borrow().get(domain).cloned();
+        if let Some(known) = &known
             && known.epoch == config.epoch
         {
             return known.clone();
         }
         let fresh = Rc::new(self.resolve(domain, &config, self.now()));
-        if fresh.epoch > 1 {
-            // Other hosts than before, perhaps: what the old ones said no longer counts.
+        if known.is_some_and(|known| !known.has_hosts_of(&fresh)) {
+            // What the old hosts said no longer counts.
             fresh.gate.hosts_changed(self.now().mono);
         }
         self.resolved.borrow_mut().insert(domain.clone(), fresh.clone());

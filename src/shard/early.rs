@@ -6,7 +6,7 @@
 //!
 //! While a message is not on disk its client owns it: full acceptance by the next hops answers
 //! it, anything else waits for the sync. The hold-back follows the time that deliveries take: a
-//! multiple of it while that is short, nothing when deliveries take longer than the disk.
+//! multiple of it while that is below the bound of the tuning profile, nothing when it is above.
 
 use std::rc::Rc;
 use std::sync::Arc;

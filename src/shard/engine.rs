@@ -208,7 +208,10 @@ impl Shard {
         let mut options = spool.options(id, longest.unwrap_or(0));
         options.segments_ahead = config.tuning.queue_segments_ahead;
         options.commit_messages_max = config.tuning.commit_batch_max;
-        let opened = Queue::open(&*medium, options, now).map_err(|e| format!("spool: {e}"))?;
+        let opened = Queue::open(&*medium, options, now).map_err(|e| {
+            let spool = config.queue.spool.display();
+            format!("spool {spool}: {e}; see that its disk has room and that we may write to it")
+        })?;
         let zone = match config.log.time {
             LogTime::Local => jiff::tz::TimeZone::system(),
             LogTime::Utc => jiff::tz::TimeZone::UTC,

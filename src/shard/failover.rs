@@ -34,7 +34,7 @@ impl Shard {
         let now = self.now().mono;
         self.counters().connection_errors.one();
         self.log_connection_error(served, destination, dcid, local, failure);
-        let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.host));
+        let head = served.lane.borrow().peek().map(|d| d.destination.clone());
         let judged = connection_verdict(failure, false);
         let health = match probe {
             Some(probe) => served.host.probe_failed(probe, now),
@@ -45,10 +45,9 @@ impl Shard {
             Verdict::CeilingLowered(_) => {}
             Verdict::WentDown { .. } | Verdict::AlreadyDown => {
                 self.tell_gate(destination, &served.host, judged.sign);
-                if let Some((of_head, index)) = head
+                if let Some(of_head) = head
                     && !Rc::ptr_eq(&of_head, destination)
                 {
-                    debug_assert!(of_head.plan().is_some_and(|plan| plan.hosts().len() > index));
                     self.tell_gate(&of_head, &served.host, judged.sign);
                 }
                 self.host_is_down(served, failure, dcid, judged.sign);

@@ -8,7 +8,9 @@
 //! |---|---|
 //! | `balance` | inject: clients spread evenly over the shards |
 //! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
+//! | `early` | queue: deliver-or-sync, between the final dot and the commit |
 //! | `commit` | queue: effects carried out, 250 released by their results |
+//! | `hot` | queue: bytes of messages that are still in memory |
 //! | `delivery` | **the story of one delivery**: schedule, route, connect, transact, settle |
 //! | `destination` | route: a receiving domain resolved to a plan and its limits |
 //! | `pool` | connect: lanes, growth by need, permits |
@@ -17,8 +19,11 @@
 //! | `failover` | settle: what a failed connection does |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
-//! | `early` | deliver-or-sync: between the final dot and the commit |
-//! | `hot`, `connection`, `log`, `shared`, `engine` | bytes in memory; a socket under a task; the log's writer; what shards share; threads |
+//! | `engine` | start and end: spool, listeners, one thread per shard |
+//! | `shared` | what the shards of a process share, and nothing else |
+//! | `connection` | one socket under one task, and the bell that wakes it |
+//! | `log` | the writer of the mail log |
+//! | [`io`] | the doors to the kernel: io_uring, epoll, files, clock |
 //!
 //! Shared between shards are only the members of [`Shared`]: the configuration snapshot, cursors
 //! and host health, permits, wake-up gates, counters. No shard ever waits for another.

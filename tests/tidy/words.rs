@@ -49,6 +49,43 @@ pub(crate) fn unwrap(source: &Source) -> Vec<Finding> {
     found
 }
 
+/// Outside tests, the macros of the standard library end the process when the reader of a pipe is
+/// gone.
+pub(crate) fn print_macro(source: &Source) -> Vec<Finding> {
+    let tokens = tokens(&source.code);
+    let mut found = Vec::new();
+    for pair in tokens.windows(2) {
+        let [(line, word), (_, mark)] = pair else { continue };
+        let macros = ["print", "println", "eprint", "eprintln"];
+        let prints = macros.contains(&word.as_str()) && mark == "!";
+        if prints && source.is_engine() && !source.test[*line] {
+            let remedy = "it panics when nobody reads: control::terminal::tell, or cli::print";
+            found.push(source.finding(*line, "print-macro", remedy));
+        }
+    }
+    found
+}
+
+/// A table of files in a man page names every file of its folder.
+pub(crate) fn file_table(source: &Source) -> Vec<Finding> {
+    let page = || source.raw.iter().filter(|line| line.starts_with("//! |"));
+    if !page().any(|line| line.starts_with("//! | file |")) {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for (line, text) in source.raw.iter().enumerate() {
+        let module = text.trim_start_matches("pub ").strip_prefix("mod ");
+        let Some(name) = module.and_then(|rest| rest.strip_suffix(';')) else { continue };
+        let names = [format!("`{name}`"), format!("mod@{name}`")];
+        let told = page().any(|row| names.iter().any(|name| row.contains(name)));
+        if !told && !source.test[line] {
+            let remedy = format!("name `{name}` in the table of files above");
+            found.push(source.finding(line, "file-table", remedy));
+        }
+    }
+    found
+}
+
 /// The source is ASCII; the strings of tests are data and may be anything.
 pub(crate) fn ascii(source: &Source) -> Vec<Finding> {
     let lines = source.raw.iter().zip(&source.prose).zip(&source.test).enumerate();

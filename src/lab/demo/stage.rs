@@ -6,7 +6,7 @@
 //! folder goes. A process that is killed leaves its folder in the system's temporary folder.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -225,7 +225,9 @@ impl<'a> Stage<'a> {
             self.problem("the engine did not take all messages within a minute".to_owned());
         }
         let report = sending.end().map_err(|error| match error {
-            SourceError::Io(error) => DemoError::Io("cannot send", error),
+            SourceError::Io(error) | SourceError::Ledger(_, error) => {
+                DemoError::Io("cannot send", error)
+            }
             other => DemoError::Config(other.to_string()),
         })?;
         if !report.is_complete() {
@@ -363,7 +365,8 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("ringpost: cannot remove {}: {error}", self.0.display());
+            let folder = self.0.display();
+            writeln!(io::stderr(), "ringpost: cannot remove {folder}: {error}").unwrap_or_default();
         }
     }
 }

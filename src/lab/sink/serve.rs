@@ -83,7 +83,7 @@ impl Server {
         let mut guards = Vec::new();
         let mut addresses = Vec::new();
         for wanted in &options.listen {
-            let guard = bound(*wanted)?;
+            let guard = bound(*wanted).map_err(|error| super::named(wanted, &error))?;
             let address = guard.local_addr()?.as_socket();
             addresses.push(address.unwrap_or(*wanted));
             guards.push(guard);
