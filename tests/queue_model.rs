@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
 
+#[path = "queue_model/arbitrary.rs"]
+mod arbitrary;
 #[path = "queue_model/faults.rs"]
 mod faults;
 #[path = "queue_model/model.rs"]
@@ -51,4 +53,16 @@ fn planted_bugs_are_found() {
     }
     std::panic::set_hook(hook);
     assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+/// A short run of what the fuzz target `recovery` does for hours.
+#[test]
+fn arbitrary_octets_as_a_segment() {
+    for seed in 0..number("RINGPOST_MODEL_SEEDS").unwrap_or(60) {
+        let mut random = rig::Random::new(seed);
+        let octets = 1 + random.below(if seed % 4 == 3 { 60 } else { 40_000 });
+        let mut data = vec![u8::try_from(seed % 4).unwrap()];
+        data.extend((0..octets).map(|_| random.below(256).to_le_bytes()[0]));
+        arbitrary::recover(&data);
+    }
 }

@@ -8,16 +8,27 @@
 
 mod common;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Engine, Peer, Setup, io_modes};
+use common::{Engine, Peer, Setup, io_modes, program};
+
+/// Deferred mail comes back after a minute: what arrives sooner was woken.
+const SLOW_RETRY: &str = "[bounce_profile.default]\ninitial_retry = \"60s\"\n";
 
 /// A number that a script reads and the test sets.
 fn dial() -> (Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let dial = Arc::new(AtomicUsize::new(0));
     (dial.clone(), dial)
+}
+
+/// Receiving domains with mail, all shards together.
+fn destinations(engine: &Engine) -> f64 {
+    let metrics = engine.metrics();
+    let of_shard = |name: &str| name.starts_with("ringpost_shard_destinations{");
+    metrics.iter().filter(|(name, _)| of_shard(name)).map(|(_, value)| value).sum()
 }
 
 /// Its destination was set aside because the lane was full; the lane empties when the host goes
@@ -79,5 +90,98 @@ fn a_refusal_before_the_host_went_down_holds_no_mail_when_it_comes_up() {
         set.store(2, Ordering::SeqCst);
         engine.wait_empty();
         assert_eq!(peer.messages().len(), 2);
+    }
+}
+
+/// A host that greets, answers EHLO and then sends everybody away.
+#[test]
+fn a_host_that_ends_every_session_at_once_is_not_hammered() {
+    for io in io_modes() {
+        let peer = Peer::start(|peer, _| {
+            peer.say("220 peer.test");
+            if peer.expect("EHLO") {
+                peer.raw(b"250 peer.test\r\n421 4.3.2 closing\r\n");
+            }
+        });
+        let routes = format!("away.test {}\n", peer.host(0));
+        let engine = Engine::start(&Setup::new(io, routes).tables(SLOW_RETRY));
+        engine.send("s@away.test", &["a@away.test"]);
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(peer.connections() < 10, "{} connections", peer.connections());
+    }
+}
+
+/// Two hosts, one connection for the destination: the session to the first host is idle when the
+/// turn of the second comes.
+#[test]
+fn an_idle_session_gives_the_permit_of_its_destination_back_at_once() {
+    for io in io_modes() {
+        let hosts = [Peer::good(), Peer::good()];
+        let routes = format!("one.test {}, {}\n", hosts[0].host(0), hosts[1].host(0));
+        let tables = format!("{SLOW_RETRY}[destination.default]\nmax_connections = 1\n");
+        let engine = Engine::start(&Setup::new(io, routes).tables(&tables));
+        let begun = Instant::now();
+        for _ in 0..4 {
+            engine.send("s@one.test", &["a@one.test"]);
+            engine.wait_empty();
+        }
+        assert_eq!(hosts.iter().map(|host| host.messages().len()).sum::<usize>(), 4);
+        assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    }
+}
+
+/// The disk fails while a delivery is under way: 451, and the delivery ends for good, whatever
+/// the next hop says.
+#[test]
+fn a_delivery_under_way_ends_after_its_commit_failed() {
+    for io in io_modes() {
+        for (reply, delivered) in [("250 2.0.0 ok", 1.0), ("450 4.2.0 later", 0.0)] {
+            let (set, state) = dial();
+            let peer = Peer::start(move |peer, _| {
+                // The first message brings the session, so that the second is under way at once.
+                if !peer.hello() || !peer.up_to_data() || peer.body().is_none() {
+                    return;
+                }
+                peer.say("250 2.0.0 ok");
+                if !peer.up_to_data() || peer.body().is_none() {
+                    return;
+                }
+                while state.load(Ordering::SeqCst) == 0 {
+                    peer.pause(Duration::from_millis(10));
+                }
+                peer.say(reply);
+                peer.hang();
+            });
+            let routes = format!("disk.test {}\n", peer.host(0));
+            let mut setup = Setup::new(io, routes).tables(SLOW_RETRY);
+            setup.top = setup.top.replace("shards = 2", "shards = 1");
+            let mut engine = Engine::start(&setup);
+            engine.stop();
+            // A write beyond the limit below is to be an error and not the end.
+            let mut patient = Command::new("sh");
+            patient.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program());
+            engine.launch_through(patient);
+            engine.send("s@disk.test", &["a@disk.test"]);
+            engine.wait("no destination", || destinations(&engine) == 0.0);
+            let limit = format!("--fsize={0}:{0}", 100_000);
+            let pid = engine.pid().to_string();
+            let limited = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+            if !limited.is_ok_and(|status| status.success()) {
+                println!("skipped: prlimit(1) is missing");
+                return;
+            }
+            let mut client = engine.client();
+            client.envelope("s@disk.test", &["a@disk.test"]);
+            let refused = client.data(b"Subject: test\r\n\r\nhello\r\n");
+            assert!(refused.starts_with("451"), "{refused}");
+            engine.wait("the delivery under way", || destinations(&engine) == 1.0);
+            set.store(1, Ordering::SeqCst);
+            engine.wait("the end of the delivery", || {
+                destinations(&engine) == 0.0
+                    && engine.metric("ringpost_recipients_total{outcome=\"delivered\"}")
+                        == 1.0 + delivered
+            });
+            assert_eq!(engine.metric("ringpost_recipients_uncertain_total"), delivered);
+        }
     }
 }

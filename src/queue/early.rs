@@ -166,6 +166,15 @@ impl Queue {
         is_early(handle) && matches!(self.early.slot(handle), Some(Slot::Waits { .. }))
     }
 
+    /// True when the commit of a handle's message failed, while some of its recipients had been
+    /// begun: what their hosts say still counts, and nothing else will come.
+    #[must_use]
+    pub fn is_refused(&self, handle: Handle) -> bool {
+        let Some(Slot::Waits { message, .. }) = self.early.slot(handle) else { return false };
+        let message = self.early.messages[*message as usize].as_ref();
+        message.is_some_and(|message| message.phase == Phase::Failed)
+    }
+
     /// The handle in the index, for an early handle whose message is on disk; else itself.
     #[must_use]
     pub fn current(&self, handle: Handle) -> Handle {
@@ -175,14 +184,18 @@ impl Queue {
         }
     }
 
-    /// Nobody will use this early handle any more. While its message waits for its commit the
-    /// handle is kept.
+    /// Nobody will use this early handle any more: it may be given to another message. What its
+    /// recipients came to is still written with their message.
     pub fn forget_early(&mut self, handle: Handle) {
-        if !is_early(handle) || self.is_uncommitted(handle) {
+        if !is_early(handle) {
             return;
         }
         let slot = handle.0 & !EARLY;
-        self.early.slots[slot as usize] = Slot::Free;
+        if let Some((message, _)) = self.early.message_of(handle) {
+            message.slots.retain(|known| *known != slot);
+        }
+        let was = std::mem::replace(&mut self.early.slots[slot as usize], Slot::Free);
+        assert!(!matches!(was, Slot::Free), "an early handle was given back twice");
         self.early.slots_free.push(slot);
     }
 

@@ -130,6 +130,11 @@ impl Segment {
         self.names.shrink_to_fit();
     }
 
+    /// Is its table kept in memory whatever happens?
+    pub(super) fn is_locked(&self) -> bool {
+        self.map.is_locked()
+    }
+
     pub(super) fn slots_left(&self) -> u32 {
         self.geometry.slots - self.next_slot
     }

@@ -6,13 +6,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::format::SegmentId;
 use super::segment::{Mapping, Medium};
 
 const ZEROS_OCTETS: usize = 1 << 20;
+
+/// The folder of segments that were set aside.
+const ASIDE: &str = "damaged";
 
 /// Segment files below the spool directory.
 #[derive(Clone, Debug)]
@@ -39,6 +42,28 @@ impl FileMedium {
     pub fn path(&self, segment: SegmentId) -> PathBuf {
         Self::directory(&self.spool, segment.directory())
             .join(format!("{:06x}.segment", segment.number()))
+    }
+}
+
+impl FileMedium {
+    /// Opens a segment for reading.
+    pub(super) fn open_to_read(&self, segment: SegmentId) -> io::Result<File> {
+        File::open(self.path(segment))
+    }
+
+    /// The files that were set aside.
+    pub(super) fn set_aside_files(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        match std::fs::read_dir(self.spool.join(ASIDE)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+            entries => {
+                for entry in entries? {
+                    found.push(entry?.path());
+                }
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
     }
 }
 
@@ -87,6 +112,31 @@ impl Medium for FileMedium {
         File::open(&directory)?.sync_all()?;
         File::open(&self.spool)?.sync_all()?;
         Ok(file)
+    }
+
+    fn set_aside(&self, segment: SegmentId) -> io::Result<()> {
+        let folder = self.spool.join(ASIDE);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        let name = format!("shard-{:02}-{:06x}", segment.directory(), segment.number());
+        let mut target = folder.join(format!("{name}.segment"));
+        for copy in 1.. {
+            if !target.exists() {
+                break;
+            }
+            target = folder.join(format!("{name}.{copy}.segment"));
+        }
+        std::fs::rename(self.path(segment), &target)?;
+        File::open(&folder)?.sync_all()?;
+        File::open(Self::directory(&self.spool, segment.directory()))?.sync_all()
+    }
+
+    fn list_aside(&self, directory: u8) -> io::Result<Vec<SegmentId>> {
+        let prefix = format!("shard-{directory:02}-");
+        let number = |path: &PathBuf| {
+            let digits = path.file_name()?.to_str()?.strip_prefix(&prefix)?.get(..6)?.to_owned();
+            u32::from_str_radix(&digits, 16).ok().map(|n| SegmentId::new(directory, n))
+        };
+        Ok(self.set_aside_files()?.iter().filter_map(number).collect())
     }
 
     fn open(&self, segment: SegmentId) -> io::Result<File> {

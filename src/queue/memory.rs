@@ -154,12 +154,6 @@ impl MemMedium {
         }
     }
 
-    /// Segments that were set aside.
-    #[must_use]
-    pub fn set_aside(&self) -> Vec<SegmentId> {
-        self.aside.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
-    }
-
     /// Takes a segment away, as an operator's mistake would.
     pub fn remove(&self, segment: SegmentId) {
         self.files.lock().unwrap_or_else(PoisonError::into_inner).remove(&segment);
@@ -192,6 +186,19 @@ impl Medium for MemMedium {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         Ok(file)
+    }
+
+    fn set_aside(&self, segment: SegmentId) -> io::Result<()> {
+        self.call()?;
+        self.remove(segment);
+        self.aside.lock().unwrap_or_else(PoisonError::into_inner).insert(segment);
+        Ok(())
+    }
+
+    fn list_aside(&self, directory: u8) -> io::Result<Vec<SegmentId>> {
+        self.call()?;
+        let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(aside.iter().filter(|id| id.directory() == directory).copied().collect())
     }
 
     fn open(&self, segment: SegmentId) -> io::Result<Self::File> {

@@ -20,6 +20,7 @@
 //! | `forward` | nearly empty segments emptied: copies, and the switch to them |
 //! | `sync` | results of effects, state words made durable, poison |
 //! | `words` | state words: begin, settle, defer |
+//! | [`inspect`] | a look at a spool that is not in use |
 //! | `index`, `read` | what is queued, and reading it back |
 //! | [`recovery`], `scan` | starting: cases with labels |
 //! | [`spool`], `ids` | the lock, the shards, ids that are never used twice |
@@ -44,6 +45,7 @@ pub mod format;
 mod forward;
 mod ids;
 mod index;
+pub mod inspect;
 mod live;
 pub mod medium;
 pub mod memory;

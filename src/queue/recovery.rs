@@ -1,14 +1,19 @@
 //! Starting: what is found on disk, case by case.
 //!
-//! Owns: [`Queue::open`]. Never: deletes anything; it stores state words (held, in flight ended,
+//! Owns: [`Queue::open`]. Never: deletes anything (what is set aside goes to the folder
+//! `damaged` of the spool); it stores state words (held, in flight ended,
 //! superseded) and header copies only, so doing it twice changes nothing.
 //!
 //! | label | what is found | what is done |
 //! |---|---|---|
-//! | `foreign` | a file that is no segment, of another spool, or whose id is not its name | left alone, Warning |
+//! | `foreign` | a file that is no segment, or a segment of another spool | left alone, Warning |
+//! | `duplicate` | a segment whose id is not its name: a copy | set aside, Warning |
+//! | `missing` | a number below the last one without a segment | Warning |
 //! | `future-version` | a header of a newer program | left alone, Warning |
-//! | `truncated` | a file shorter than its header says, or empty | left alone, Warning |
-//! | `unreadable` | no good header copy, or an error of the medium | left alone, Warning |
+//! | `truncated` | a file shorter than its header says, or empty | set aside, Warning |
+//! | `unreadable` | no good header copy | set aside, Warning |
+//! | `unreadable` | an error of the medium | left alone, Warning |
+//! | `unlocked` | tables that the system does not lock in memory | one Warning |
 //! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
 //! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
@@ -21,6 +26,7 @@
 //!
 //! Diagnostics: an error only when no segment can be used for new mail or ids.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering;
 
@@ -52,6 +58,18 @@ pub struct Opened<F> {
     pub files: Vec<(SegmentId, F)>,
     /// What was found.
     pub recovered: Recovered,
+}
+
+/// Why a segment is not used.
+struct Refused {
+    case: RecoveryCase,
+    what: String,
+    /// It never can be.
+    is_damaged: bool,
+}
+
+fn refused(case: RecoveryCase, what: String) -> Refused {
+    Refused { case, what, is_damaged: true }
 }
 
 /// A start under way.
@@ -97,6 +115,7 @@ impl Queue {
         opening.derive_extents();
         opening.choose_active()?;
         opening.reserve_ids()?;
+        opening.look_at_locks();
         let Opening { queue, files, mut recovered, .. } = opening;
         let Counts { pending, poison, damaged } = queue.counts;
         recovered.found_recipients = pending + poison + damaged;
@@ -151,46 +170,73 @@ impl<M: Medium> Opening<'_, M> {
                     self.recovered.note(RecoveryCase::Foreign, text);
                 }
             }
+            let mut present: BTreeSet<u32> = segments.iter().map(|s| s.number()).collect();
             for segment in segments {
                 if directory == self.queue.options.shard.0 {
                     let last = &mut self.queue.last_segment_number;
                     *last = (*last).max(segment.number());
                 }
-                if let Err((case, what)) = self.open_segment(segment) {
-                    let text = format!("{}: {what}, left alone", label(segment));
-                    self.recovered.note(case, text);
+                if let Err(refused) = self.open_segment(segment) {
+                    self.refuse(segment, &refused);
                 }
+            }
+            for segment in self.medium.list_aside(directory)? {
+                if directory == self.queue.options.shard.0 {
+                    let last = &mut self.queue.last_segment_number;
+                    *last = (*last).max(segment.number());
+                }
+                present.insert(segment.number());
+            }
+            let last = present.last().copied().unwrap_or(0);
+            for number in (1..last).filter(|number| !present.contains(number)) {
+                let text = format!("{}: it is not there", label(SegmentId::new(directory, number)));
+                self.recovered.note(RecoveryCase::Missing, text);
             }
         }
         Ok(())
     }
 
-    fn open_segment(&mut self, segment: SegmentId) -> Result<(), (RecoveryCase, String)> {
-        let unreadable = |error: io::Error| (RecoveryCase::Unreadable, error.to_string());
+    /// Says why a segment is not used, and sets it aside when it never can be.
+    fn refuse(&mut self, segment: SegmentId, refused: &Refused) {
+        let (case, what) = (refused.case, &refused.what);
+        let aside = refused.is_damaged && self.medium.set_aside(segment).is_ok();
+        let done = if aside { "moved to the folder damaged" } else { "left alone" };
+        self.recovered.note(case, format!("{}: {what}, {done}", label(segment)));
+    }
+
+    fn open_segment(&mut self, segment: SegmentId) -> Result<(), Refused> {
+        let unreadable = |error: io::Error| Refused {
+            is_damaged: false,
+            ..refused(RecoveryCase::Unreadable, error.to_string())
+        };
         let file = self.medium.open(segment).map_err(unreadable)?;
         let octets = self.medium.octets(&file).map_err(unreadable)?;
         if octets < format::HEADERS_END {
-            return Err((RecoveryCase::Truncated, format!("only {octets} octets")));
+            return Err(refused(RecoveryCase::Truncated, format!("only {octets} octets")));
         }
         let mut head = vec![0; usize::try_from(format::HEADERS_END).unwrap_or(0)];
         self.medium.read_at(&file, 0, &mut head).map_err(unreadable)?;
         let (first, second) = head.split_at(head.len() / 2);
         let header = Header::choose(first, second).map_err(|fault| match fault {
-            HeaderFault::Unreadable => (RecoveryCase::Unreadable, "no good header".to_owned()),
+            HeaderFault::Unreadable => {
+                refused(RecoveryCase::Unreadable, "no good header".to_owned())
+            }
             HeaderFault::FutureVersion(version) => {
-                (RecoveryCase::FutureVersion, format!("format version {version}"))
+                let what = format!("format version {version}");
+                Refused { is_damaged: false, ..refused(RecoveryCase::FutureVersion, what) }
             }
         })?;
         if header.spool != self.queue.options.spool {
-            return Err((RecoveryCase::Foreign, "belongs to another spool".to_owned()));
+            let what = "belongs to another spool".to_owned();
+            return Err(Refused { is_damaged: false, ..refused(RecoveryCase::Foreign, what) });
         }
         if header.segment != segment {
             let what = format!("is a copy of {}", label(header.segment));
-            return Err((RecoveryCase::Foreign, what));
+            return Err(refused(RecoveryCase::Duplicate, what));
         }
         if octets < header.octets {
             let what = format!("{octets} of {} octets", header.octets);
-            return Err((RecoveryCase::Truncated, what));
+            return Err(refused(RecoveryCase::Truncated, what));
         }
         let map_octets = Geometry::of(header.kind, header.octets).body_offset;
         let map = self.medium.map(&file, map_octets).map_err(unreadable)?;
@@ -486,6 +532,16 @@ impl<M: Medium> Opening<'_, M> {
         segment.header.durable_body_end = segment.next_body;
         queue.ids.reserved(segment.header.id_block_max);
         Ok(())
+    }
+
+    /// One Warning for the process is enough: the limit is the same for all shards.
+    fn look_at_locks(&mut self) {
+        let shard = self.queue.options.shard.0;
+        if shard == 0 && !self.queue.segments.iter().all(Segment::is_locked) {
+            let text = "tables are not locked in memory: raise the limit of locked memory \
+                        (LimitMEMLOCK of the service, ulimit -l)";
+            self.recovered.note(RecoveryCase::Unlocked, text.to_owned());
+        }
     }
 
     fn label(&self, segment: usize) -> String {

@@ -41,6 +41,9 @@ pub struct Options {
 #[expect(missing_docs, reason = "the table of `recovery` says what each is")]
 pub enum RecoveryCase {
     Foreign,
+    Duplicate,
+    Missing,
+    Unlocked,
     FutureVersion,
     Truncated,
     Unreadable,
@@ -58,6 +61,9 @@ impl RecoveryCase {
     pub fn label(self) -> &'static str {
         match self {
             Self::Foreign => "foreign",
+            Self::Duplicate => "duplicate",
+            Self::Missing => "missing",
+            Self::Unlocked => "unlocked",
             Self::FutureVersion => "future-version",
             Self::Truncated => "truncated",
             Self::Unreadable => "unreadable",
@@ -87,6 +93,9 @@ impl RecoveryNote {
         match self.case {
             RecoveryCase::Superseded | RecoveryCase::InFlight => false,
             RecoveryCase::Foreign
+            | RecoveryCase::Duplicate
+            | RecoveryCase::Missing
+            | RecoveryCase::Unlocked
             | RecoveryCase::FutureVersion
             | RecoveryCase::Truncated
             | RecoveryCase::Unreadable

@@ -35,6 +35,18 @@ pub trait Medium {
     /// Those of the medium; `StorageFull` also when too little would stay free.
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<Self::File>;
 
+    /// Moves a segment that cannot be used out of the way, keeping it.
+    ///
+    /// # Errors
+    /// Those of the medium; it then stays where it was.
+    fn set_aside(&self, segment: SegmentId) -> io::Result<()>;
+
+    /// The segments of a shard directory that were set aside: their numbers are not given again.
+    ///
+    /// # Errors
+    /// Those of the medium.
+    fn list_aside(&self, directory: u8) -> io::Result<Vec<SegmentId>>;
+
     /// Opens a segment for reading and writing.
     ///
     /// # Errors
@@ -76,6 +88,7 @@ pub trait Medium {
 /// so that nothing the kernel or another mapping does is undefined behaviour here.
 pub struct Mapping {
     backing: Backing,
+    is_locked: bool,
 }
 
 enum Backing {
@@ -94,13 +107,26 @@ impl Mapping {
         }
         let octets = usize::try_from(octets).map_err(|_| io::ErrorKind::InvalidInput)?;
         let map = memmap2::MmapOptions::new().len(octets).map_raw(file)?;
-        Ok(Self { backing: Backing::File(map) })
+        // Locked, a table is never read from the disk under a running shard. Without the right
+        // to lock it is read in once, here, and may be dropped when memory is short.
+        let is_locked = map.lock().is_ok();
+        if !is_locked {
+            // A kernel before 5.14 refuses: pages then come in when they are first used.
+            drop(map.advise(memmap2::Advice::PopulateRead));
+        }
+        Ok(Self { backing: Backing::File(map), is_locked })
     }
 
     /// A mapping of memory: what a simulated medium hands out.
     #[must_use]
     pub fn of_memory(words: Arc<[AtomicU64]>) -> Self {
-        Self { backing: Backing::Memory(words) }
+        Self { backing: Backing::Memory(words), is_locked: true }
+    }
+
+    /// Is it kept in memory whatever happens?
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
     }
 
     /// The word at octet `offset`, a multiple of 8.

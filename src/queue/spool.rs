@@ -263,8 +263,15 @@ fn replace(directory: &Path, name: &Path, octets: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// The id of the spool at `path`.
+pub(super) fn id_of(path: &Path) -> Result<SpoolId, SpoolError> {
+    let name = path.join("spool");
+    let octets = std::fs::read(&name).map_err(|error| SpoolError::Io(name.clone(), error))?;
+    Ok(SpoolFile::decode(&octets, &name)?.id)
+}
+
 /// The shard directories that exist.
-fn directories(path: &Path) -> io::Result<Vec<u8>> {
+pub(super) fn directories(path: &Path) -> io::Result<Vec<u8>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path)? {
         let name = entry?.file_name();

@@ -14,7 +14,9 @@ use crate::mail::{
     Ret, ShardId,
 };
 
+mod early;
 mod forward;
+mod inspect;
 mod room;
 
 const MIB: u64 = 1 << 20;
@@ -616,10 +618,15 @@ fn foreign_files_are_left_alone_and_named() {
     let sum = crc32c::crc32c(&future[..508]);
     future[508..].copy_from_slice(&sum.to_le_bytes());
     medium.make(SegmentId(55), MIB, &future).unwrap();
-    let mut rig = Rig::open(medium, options(8 * MIB));
+    let mut rig = Rig::open(medium.clone(), options(8 * MIB));
     let cases: Vec<_> = rig.recovered.notes.iter().map(|note| note.case.label()).collect();
-    let expected = ["foreign", "foreign", "truncated", "truncated", "unreadable", "future-version"];
-    assert_eq!(cases, expected);
+    let expected =
+        ["foreign", "duplicate", "truncated", "truncated", "unreadable", "future-version"];
+    assert_eq!(cases[..6], expected);
+    assert!(cases[6..].iter().all(|case| *case == "missing"));
+    assert_eq!(cases[6..].len(), 48, "2 to 49");
+    let aside: Vec<u32> = medium.list_aside(0).unwrap().iter().map(|id| id.number()).collect();
+    assert_eq!(aside, [51, 52, 53, 54], "what can never be used is kept elsewhere");
     assert_eq!(rig.contents().len(), 1);
     assert_eq!(rig.queue.last_segment_number, 55, "their names are not given again");
 }

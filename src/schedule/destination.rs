@@ -153,6 +153,16 @@ impl Destinations {
         self.by_domain.iter().map(|(domain, slot)| (DestinationId(*slot), domain))
     }
 
+    /// The domains of up to `items_max` places from place `from` on, and the place to go on from;
+    /// at the end it begins anew. Work on all destinations is done in such slices.
+    #[must_use]
+    pub fn slice(&self, from: usize, items_max: usize) -> (usize, Vec<Domain>) {
+        let places = self.slots.iter().skip(from).take(items_max);
+        let domains = places.flatten().map(|destination| destination.domain.clone()).collect();
+        let next = from + items_max;
+        (if next < self.slots.len() { next } else { 0 }, domains)
+    }
+
     /// Remembers which settings it uses; true when they were others before.
     pub fn use_settings(&mut self, id: DestinationId, epoch: u64) -> bool {
         std::mem::replace(&mut self.get_mut(id).settings_epoch, epoch) != epoch
@@ -306,12 +316,6 @@ impl Destinations {
     #[must_use]
     pub fn is_waking(&self) -> bool {
         !self.waking.is_empty()
-    }
-
-    /// Destinations whose mail waits to be woken: who learns that a host came up calls
-    /// [`Gate::host_up`] for those of them that may use it.
-    pub fn listed(&self) -> impl Iterator<Item = DestinationId> {
-        self.listed.iter().copied().map(DestinationId)
     }
 
     /// Makes a deferred delivery ready now (`delivernow`); false when it has no timer.

@@ -89,9 +89,12 @@ impl<D> Lane<D> {
         self.deliveries.len() >= LANE_DELIVERIES_MAX
     }
 
-    /// Remembers a destination that was set aside because this lane is full.
+    /// Remembers a destination that was set aside because this lane is full, once: a message with
+    /// many recipients comes here for each of its pieces.
     pub fn block(&mut self, destination: DestinationId) {
-        self.blocked.push(destination);
+        if !self.blocked.contains(&destination) {
+            self.blocked.push(destination);
+        }
     }
 
     /// The destinations to poke: all that were blocked, once a quarter of the lane is free, so
@@ -197,6 +200,7 @@ mod tests {
     fn blocked_destinations_come_back_once_there_is_room_for_many() {
         let mut lane = Lane::default();
         while lane.push(()).is_ok() {}
+        lane.block(DestinationId::for_test(3));
         lane.block(DestinationId::for_test(3));
         lane.pop();
         assert!(lane.unblocked().is_empty());

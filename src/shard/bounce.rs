@@ -78,11 +78,15 @@ impl Shard {
         last: Option<Failure>,
         host: Option<SocketAddr>,
     ) {
-        let profile = delivery.profile.clone();
         let Some((delivery, message)) = self.load(delivery).await else { return };
-        let made = self.compose(&delivery, &message, &profile, &failure, last.as_ref(), host);
+        let mid = self.queue.borrow_mut().ids().next_mid();
+        let Some(mid) = mid else {
+            let last = outcome(&failure, host);
+            return self.report_not_stored(delivery.handle, delivery.mid, &delivery.rids, &last);
+        };
+        let made = self.compose(&delivery, &message, mid, &failure, last.as_ref(), host);
         let last = outcome(&failure, host);
-        let Some((new, mid)) = made else {
+        let Some(new) = made else {
             // Nobody to tell: the null sender (RFC 5321 4.5.5), or NOTIFY without FAILURE.
             return self.settle_bounced(delivery.handle, delivery.mid, &delivery.rids, &last);
         };
@@ -114,15 +118,17 @@ impl Shard {
         }
     }
 
+    /// The report; `None`: nobody is to be told.
     fn compose(
         &self,
         delivery: &Delivery,
         message: &Message,
-        profile: &BounceProfile,
+        mid: Mid,
         failure: &Failure,
         last: Option<&Failure>,
         host: Option<SocketAddr>,
-    ) -> Option<(NewMessage, Mid)> {
+    ) -> Option<NewMessage> {
+        let profile = &delivery.profile;
         let config = self.config();
         let now = self.now();
         let recipients = delivery.recipients_of(message);
@@ -131,7 +137,6 @@ impl Shard {
             .iter()
             .map(|recipient| report::Failed { recipient, failure, last, remote: remote.as_deref() })
             .collect();
-        let mid = self.queue.borrow_mut().ids().next_mid()?;
         let report = report::build(&report::Input {
             hostname: &config.hostname,
             mid,
@@ -144,8 +149,7 @@ impl Shard {
             original_octets: message.body.bytes.len() as u64,
             failed: &failed,
         })?;
-        let new = new_report(report, mid, delivery.mid, profile, now);
-        Some((new, mid))
+        Some(new_report(report, mid, delivery.mid, profile, now))
     }
 
     /// The report of these recipients is on disk: they are settled.

@@ -256,7 +256,7 @@ mod tests {
         let source = Some("127.0.0.7".parse().unwrap());
         let connecting = Socket::to(backend, peer, source, 64 * 1024).unwrap();
         let (ours, theirs) = tokio::join!(connecting.stands(), listener.accept());
-        let (ours, theirs) = (ours.unwrap(), theirs.unwrap());
+        let (ours, theirs) = (ours.unwrap(), theirs.unwrap().open(backend).unwrap());
         assert_eq!(theirs.peer_addr().unwrap().ip().to_string(), "127.0.0.7");
         (Connection::new(ours, Rc::default()), Connection::new(theirs, Rc::default()))
     }

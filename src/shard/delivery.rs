@@ -175,6 +175,7 @@ impl Shard {
     fn take_up(self: &Rc<Self>, id: DestinationId, handle: Handle) -> Vec<Delivery> {
         let summary = self.queue.borrow().summary(handle);
         let Some(summary) = summary else {
+            self.queue.borrow_mut().forget_early(handle);
             self.destinations.borrow_mut().done(id);
             return Vec::new();
         };

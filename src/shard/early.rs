@@ -98,14 +98,18 @@ impl Shard {
         uncommitted
     }
 
-    /// Keeps a piece until the commit of `mid`.
+    /// Keeps a piece until the commit of `mid`; one whose commit has failed is withdrawn.
     pub(super) fn park(&self, mid: Mid, piece: Parked) {
+        if self.queue.borrow().is_refused(piece.handle()) {
+            return self.withdraw_piece(piece);
+        }
         self.parked.borrow_mut().entry(mid).or_default().push(piece);
     }
 
     /// The message is on disk: what waited for that goes on.
     pub(super) fn unpark(self: &Rc<Self>, mid: Mid) {
-        for piece in self.parked.borrow_mut().remove(&mid).unwrap_or_default() {
+        let pieces = self.parked.borrow_mut().remove(&mid);
+        for piece in pieces.unwrap_or_default() {
             match piece {
                 Parked::Defer(delivery, failure, dcid) => self.defer(delivery, failure, dcid),
                 Parked::Bounce(delivery, failure, last, dcid, host) => {
@@ -119,22 +123,48 @@ impl Shard {
         }
     }
 
-    /// The commit failed and the client hears 451: what waited for it is withdrawn.
-    pub(super) fn withdraw(self: &Rc<Self>, mid: Mid) {
-        for piece in self.parked.borrow_mut().remove(&mid).unwrap_or_default() {
-            let delivery = match piece {
-                Parked::Defer(delivery, ..)
-                | Parked::Bounce(delivery, ..)
-                | Parked::Possibly(delivery, ..) => delivery,
-                Parked::Rest(handle, under_way) => {
-                    self.end_handle(handle, under_way);
-                    continue;
-                }
-            };
-            let mut queue = self.queue.borrow_mut();
-            delivery.rids.iter().for_each(|rid| queue.withdraw(delivery.handle, *rid));
-            drop(queue);
-            self.end_piece(delivery.handle);
+    /// The commit failed and the client hears 451: what waited for it is withdrawn. What is under
+    /// way finishes; it is withdrawn too when it is not accepted.
+    pub(super) fn withdraw(&self, mid: Mid) {
+        let pieces = self.parked.borrow_mut().remove(&mid);
+        pieces.unwrap_or_default().into_iter().for_each(|piece| self.withdraw_piece(piece));
+    }
+
+    fn withdraw_piece(&self, piece: Parked) {
+        let handle = piece.handle();
+        match piece {
+            Parked::Defer(delivery, ..) | Parked::Bounce(delivery, ..) => {
+                self.withdraw_recipients(handle, &delivery.rids);
+                self.end_piece(handle);
+            }
+            Parked::Possibly(delivery, _, dcid) => {
+                self.uncertain(&delivery, dcid);
+                self.withdraw_recipients(handle, &delivery.rids);
+                self.end_piece(handle);
+            }
+            Parked::Rest(_, under_way) => {
+                let summary = self.queue.borrow().summary(handle);
+                let rest = summary.map(|s| s.recipients).unwrap_or_default();
+                let rids: Vec<Rid> = rest.iter().map(|recipient| recipient.rid).collect();
+                self.withdraw_recipients(handle, &rids);
+                self.end_handle(handle, under_way);
+            }
+        }
+    }
+
+    fn withdraw_recipients(&self, handle: Handle, rids: &[Rid]) {
+        let mut queue = self.queue.borrow_mut();
+        rids.iter().for_each(|rid| queue.withdraw(handle, *rid));
+    }
+}
+
+impl Parked {
+    fn handle(&self) -> Handle {
+        match self {
+            Self::Defer(delivery, ..)
+            | Self::Bounce(delivery, ..)
+            | Self::Possibly(delivery, ..) => delivery.handle,
+            Self::Rest(handle, _) => *handle,
         }
     }
 }

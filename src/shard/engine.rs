@@ -233,6 +233,7 @@ impl Shard {
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
             )),
             destinations: RefCell::default(),
+            looked_at: Cell::new(0),
             resolved: RefCell::default(),
             under_way: RefCell::default(),
             pool: RefCell::default(),

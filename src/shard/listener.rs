@@ -11,10 +11,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::balance::NewClient;
 use super::commit::{Verdict, Verdicts, Waiter};
 use super::connection::{Connection, Happened};
 use super::hot::Message;
-use super::io::{self, Gather, Listener, Socket};
+use super::io::{self, Accepted, Gather, Listener, Socket};
 use super::{Shard, Stopping};
 use crate::config::{CommitMode, ListenerSettings};
 use crate::mail::{Body, Icid, Mailbox, Mid, Now, Rid};
@@ -36,10 +37,7 @@ impl Shard {
                 return;
             }
             match accepted {
-                Ok(socket) => {
-                    self.clients.set(self.clients.get() + 1);
-                    io::spawn(self.clone().run_client(number, socket));
-                }
+                Ok(accepted) => self.place_client((number, accepted)),
                 Err(error) => {
                     let text = format!("cannot accept a connection: {error}");
                     self.log(|log, now| log.warning(now, &text));
@@ -49,7 +47,47 @@ impl Shard {
         }
     }
 
-    async fn run_client(self: Rc<Self>, number: usize, socket: Socket) {
+    /// Serves a client that was accepted here, or hands it to the shard whose turn it is.
+    fn place_client(self: &Rc<Self>, client: NewClient) {
+        let balance = &self.shared.balance;
+        let place = balance.place(self.id);
+        if place == self.id {
+            return self.serve_client(client);
+        }
+        match balance.hand_over(place, client) {
+            Ok(()) => self.shared.ring(place),
+            Err(client) => {
+                balance.moved(place, self.id);
+                self.serve_client(client);
+            }
+        }
+    }
+
+    /// Serves the clients that other shards have handed over.
+    pub(super) fn take_clients(self: &Rc<Self>) {
+        while let Some(client) = self.shared.balance.take(self.id) {
+            self.serve_client(client);
+        }
+    }
+
+    fn serve_client(self: &Rc<Self>, (number, accepted): NewClient) {
+        self.clients.set(self.clients.get() + 1);
+        io::spawn(self.clone().run_client(number, accepted));
+    }
+
+    async fn run_client(self: Rc<Self>, number: usize, accepted: Accepted) {
+        match accepted.open(self.backend) {
+            Ok(socket) => self.clone().talk(number, socket).await,
+            Err(error) => {
+                let text = format!("cannot serve a connection: {error}");
+                self.log(|log, now| log.warning(now, &text));
+            }
+        }
+        self.clients.set(self.clients.get() - 1);
+        self.shared.balance.left(self.id);
+    }
+
+    async fn talk(self: Rc<Self>, number: usize, socket: Socket) {
         let config = self.config();
         let addresses = (socket.peer_addr(), socket.local_addr());
         if let ((Ok(peer), Ok(local)), Some(settings)) = (addresses, config.listeners.get(number)) {
@@ -61,7 +99,6 @@ impl Shard {
                 self.shared.client_left(number, peer.ip());
             }
         }
-        self.clients.set(self.clients.get() - 1);
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! | file | part of the flow |
 //! |---|---|
+//! | `balance` | inject: clients spread evenly over the shards |
 //! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
 //! | `early` | queue: deliver-or-sync, between the final dot and the commit |
 //! | `commit` | queue: effects carried out, 250 released by their results |
@@ -30,6 +31,7 @@
 //! Diagnostics: a panic ends the process (its state is unknown then); the marks `in flight` in
 //! the queue tell the next start which message it was.
 
+mod balance;
 mod bounce;
 mod commit;
 pub mod connection;
@@ -94,6 +96,8 @@ pub struct Shard {
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
     destinations: RefCell<Destinations>,
+    /// Where the next look at the hosts of destinations goes on.
+    looked_at: Cell<usize>,
     /// Receiving domains with mail here, resolved.
     resolved: RefCell<HashMap<Domain, Rc<Destination>>>,
     /// Deliveries that have left their ready list, by handle.

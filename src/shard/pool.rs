@@ -48,8 +48,8 @@ pub(super) struct Served {
     pub(super) key: PoolKey,
     pub(super) host: Arc<Host>,
     pub(super) lane: RefCell<Lane<Delivery>>,
-    /// Bells of sessions that have room, those with nothing under way last.
-    pub(super) idle: RefCell<Vec<Rc<Bell>>>,
+    /// Sessions that have room, those with nothing under way last.
+    pub(super) idle: RefCell<Vec<Idle>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
     /// What the ready sessions together take in one round trip.
@@ -61,6 +61,13 @@ pub(super) struct Served {
     pub(super) hold_off: Cell<Mono>,
     /// The latest good reply of a session here.
     pub(super) heard: Cell<Option<Mono>>,
+}
+
+/// A session that is ready and has room.
+pub(super) struct Idle {
+    pub(super) bell: Rc<Bell>,
+    /// Those of the destination whose permit it holds.
+    pub(super) permits: Option<Arc<Permits>>,
 }
 
 impl Served {
@@ -132,7 +139,7 @@ impl Shard {
     pub(super) fn serve(self: &Rc<Self>, served: &Rc<Served>) {
         let idle = served.idle.borrow_mut().pop();
         match idle {
-            Some(bell) => bell.ring(),
+            Some(idle) => idle.bell.ring(),
             None => self.grow(served),
         }
     }
@@ -242,20 +249,28 @@ impl Shard {
         }
     }
 
-    /// Rung: permits may be free. Every lane with a backlog tries again; bits that were set for
-    /// lanes which no longer need a permit are passed on.
+    /// Rung: permits may be free. Every lane with a backlog tries again, by its idle sessions too:
+    /// what they could not take for want of a permit, they may take now. Bits that were set for
+    /// lanes which no longer need a permit are passed on, and idle sessions give back what others
+    /// wait for.
     pub(super) fn retry_lanes(self: &Rc<Self>) {
         let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
         for served in &lanes {
-            if served.backlog() > 0 {
+            let has_backlog = served.backlog() > 0;
+            if has_backlog {
                 self.grow(served);
             } else {
                 self.ring(served.host.permits().stop_waiting(self.id));
             }
             let wanted = served.host.permits().waiting() || self.shared.connections_out.waiting();
-            if wanted {
-                served.idle.borrow_mut().drain(..).for_each(|bell| bell.ring());
-            }
+            served.idle.borrow_mut().retain(|idle| {
+                let of_destination = idle.permits.as_ref().is_some_and(|p| p.waiting());
+                let rings = has_backlog || wanted || of_destination;
+                if rings {
+                    idle.bell.ring();
+                }
+                !rings
+            });
         }
     }
 

@@ -16,7 +16,7 @@ use super::connection::{Bell, Beside, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
 use super::io::{Gather, Piece, Socket};
-use super::pool::{Held, Served};
+use super::pool::{Held, Idle, Served};
 use super::{Shard, Stopping};
 use crate::limits;
 use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
@@ -333,15 +333,18 @@ impl<'a> Dialogue<'a> {
                 );
             }
             Event::Ended { failure, idle } => {
+                let at_once = std::mem::take(&mut self.is_fresh);
+                self.leave_ready();
+                let (served, destination) = (self.served, self.destination);
+                let (dcid, local) = (self.dcid, self.local);
+                if at_once {
+                    // Let in and sent away before the first word: as if it had not let us in, or
+                    // its lane would connect for ever.
+                    shard.connection_failed(served, destination, dcid, local, &failure, None);
+                } else {
+                    shard.session_broke(served, destination, dcid, local, &failure, idle);
+                }
                 self.retire();
-                shard.session_broke(
-                    self.served,
-                    self.destination,
-                    self.dcid,
-                    self.local,
-                    &failure,
-                    idle,
-                );
             }
             Event::Retired => self.retire(),
         }
@@ -413,12 +416,7 @@ impl<'a> Dialogue<'a> {
                 return self.forget_idle();
             }
             let Some(delivery) = self.next_delivery() else {
-                self.forget_idle();
-                let mut idle = self.served.idle.borrow_mut();
-                // The last one is rung first: whoever has nothing under way answers soonest.
-                let at = if self.under_way.is_empty() { idle.len() } else { 0 };
-                idle.insert(at, self.bell.clone());
-                return;
+                return self.become_idle();
             };
             self.forget_idle();
             let Some((delivery, message)) = self.shard.load(delivery).await else { continue };
@@ -448,7 +446,8 @@ impl<'a> Dialogue<'a> {
     /// a second.
     fn must_give_back(&self, now: Mono) -> bool {
         let is_idle = self.under_way.is_empty() && self.served.backlog() == 0;
-        let is_due = self.transactions > 0 && (is_idle || now >= self.since + BUSY_MAX);
+        // One with work does a transaction first, or permits would go round and no mail move.
+        let is_due = is_idle || self.transactions > 0 && now >= self.since + BUSY_MAX;
         is_due && self.shard.is_wanted(&self.held, &self.served.host)
     }
 
@@ -484,8 +483,17 @@ impl<'a> Dialogue<'a> {
         found
     }
 
+    fn become_idle(&self) {
+        self.forget_idle();
+        let permits = self.held.destination.as_ref().map(|(_, permits)| permits.clone());
+        let mut idle = self.served.idle.borrow_mut();
+        // The last one is rung first: whoever has nothing under way answers soonest.
+        let at = if self.under_way.is_empty() { idle.len() } else { 0 };
+        idle.insert(at, Idle { bell: self.bell.clone(), permits });
+    }
+
     fn forget_idle(&self) {
-        self.served.idle.borrow_mut().retain(|known| !Rc::ptr_eq(known, &self.bell));
+        self.served.idle.borrow_mut().retain(|idle| !Rc::ptr_eq(&idle.bell, &self.bell));
     }
 
     /// The bell rang: work, a wish for our permit, or the end of the engine.

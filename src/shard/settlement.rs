@@ -164,6 +164,7 @@ impl Shard {
         let rids: Vec<Rid> = accepted.iter().map(|(rid, _)| *rid).collect();
         let mut queue = self.queue.borrow_mut();
         let early = queue.is_uncommitted(delivery.handle);
+        let refused = queue.is_refused(delivery.handle);
         let mut settled = 0;
         let mut finished = false;
         for (rid, proof) in accepted {
@@ -175,6 +176,11 @@ impl Shard {
         let counters = self.counters();
         counters.delivered.add(settled);
         self.count_settled(early, settled);
+        if refused {
+            // Its client was told 451 meanwhile, and will send it again.
+            counters.uncertain.add(settled);
+            self.log(|log, now| log.possible_delivery(now, at.dcid, delivery.mid, &rids));
+        }
         counters.messages_out.one();
         at.served.host.count_delivered(self.id, settled);
         self.log(|log, now| {
@@ -232,7 +238,7 @@ impl Shard {
     }
 
     /// The reply to the final dot was lost: seen, logged, counted.
-    fn uncertain(&self, piece: &Delivery, dcid: Dcid) {
+    pub(super) fn uncertain(&self, piece: &Delivery, dcid: Dcid) {
         self.counters().uncertain.add(piece.rids.len() as u64);
         self.log(|log, now| log.possible_delivery(now, dcid, piece.mid, &piece.rids));
     }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
+use super::balance::Balance;
 use crate::config::{Snapshot, Store};
 use crate::mail::{Domain, ShardId};
 use crate::queue::Usage;
@@ -64,6 +65,8 @@ pub struct Shared {
     pub counters: Vec<CachePadded<Counters>>,
     /// One report per shard.
     pub reports: Vec<Mutex<ShardReport>>,
+    /// Clients by shard.
+    pub(super) balance: Balance,
     doorbells: Vec<Notify>,
     destination_permits: Mutex<HashMap<Domain, Arc<Permits>>>,
     clients: Mutex<HashMap<(usize, Option<IpAddr>), u32>>,
@@ -85,6 +88,7 @@ impl Shared {
             connections_out,
             counters: (0..shards).map(|_| CachePadded::default()).collect(),
             reports: (0..shards).map(|_| Mutex::default()).collect(),
+            balance: Balance::new(shards),
             doorbells: (0..shards).map(|_| Notify::new()).collect(),
             destination_permits: Mutex::default(),
             clients: Mutex::default(),

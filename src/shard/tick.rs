@@ -22,6 +22,9 @@ const EXPIRE_MAX: usize = 10_000;
 /// Deliveries woken in one tick.
 const WAKE_MAX: usize = 10_000;
 
+/// Destinations whose hosts are looked at in one tick.
+const LOOK_MAX: usize = 4_000;
+
 /// Ready deliveries whose age is looked at in one tick.
 const SWEEP_MAX: usize = 1_000;
 
@@ -46,6 +49,7 @@ impl Shard {
             self.shared.rung(self.id).await;
             self.log_bell.ring();
             self.refresh_config();
+            self.take_clients();
             if self.stopping() == Stopping::No {
                 self.retry_lanes();
                 self.feed_bell.ring();
@@ -126,25 +130,19 @@ impl Shard {
         }
     }
 
-    /// Gates of destinations that wait for a host, and hosts whose probe is due.
+    /// Gates of destinations that wait for a host, and hosts whose probe is due: the next slice of
+    /// the destinations with mail.
     fn look_at_hosts(self: &Rc<Self>) {
         let now = self.now().mono;
-        let destinations = self.destinations.borrow();
-        let waiting: Vec<_> =
-            destinations.listed().map(|id| destinations.domain(id).clone()).collect();
-        drop(destinations);
-        for domain in waiting {
+        let from = self.looked_at.get();
+        let (next, slice) = self.destinations.borrow().slice(from, LOOK_MAX);
+        self.looked_at.set(next);
+        for domain in slice {
             let destination = self.destination(&domain);
-            if destination.plan().is_some() && !destination.has_no_host(now) {
+            let Some(plan) = destination.plan() else { continue };
+            if destination.gate.is_down() && !destination.has_no_host(now) {
                 destination.gate.host_up(now);
             }
-        }
-        let resolved: Vec<_> = self.resolved.borrow().values().cloned().collect();
-        for destination in resolved {
-            if self.destinations.borrow().find(&destination.domain).is_none() {
-                continue;
-            }
-            let Some(plan) = destination.plan() else { continue };
             let due: Vec<_> = plan.probes_due(now).map(|pick| pick.host.clone()).collect();
             for host in due {
                 self.probe(&destination, &host);

@@ -188,7 +188,7 @@ fn shard_families(text: &mut Text, shards: &[ShardSample]) {
         ("queue_max_bytes", "Most octets of its queue files.", |s| s.queue_octets_max),
         ("queue_segments", "Segments.", |s| s.segments as u64),
         ("queue_segments_free", "Segments that may be reused.", |s| s.segments_free as u64),
-        ("queue_segments_spare", "Segments ready to be used next.", |s| s.segments_spare as u64),
+        ("queue_segments_spare", "Segments that stand ready.", |s| s.segments_spare as u64),
         ("queue_segments_poisoned", "Segments given up.", |s| s.segments_poisoned as u64),
         ("queue_index_bytes", "Octets of memory of its index.", |s| s.index_octets as u64),
         ("queue_uncommitted", "Messages that wait for a commit.", |s| s.uncommitted as u64),

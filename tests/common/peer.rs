@@ -226,20 +226,25 @@ impl Conversation {
             }
             let special = answer(&line);
             let good = |text: &str| special.clone().unwrap_or_else(|| text.to_owned());
+            let taken = special.as_ref().is_none_or(|reply| reply.starts_with(['2', '3']));
             match verb(&line).as_str() {
                 "MAIL" => {
-                    message = Message { mail: line, recipients: vec![], data: vec![] };
+                    let mail = if taken { line } else { String::new() };
+                    message = Message { mail, recipients: vec![], data: vec![] };
                     self.say(&good("250 2.1.0 ok"));
                 }
+                // A client that pipelines has sent them before it knew of the refusal.
+                "RCPT" if message.mail.is_empty() => self.say(&good("503 5.5.1 MAIL first")),
+                "DATA" if message.recipients.is_empty() => self.say(&good("503 5.5.1 RCPT first")),
                 "RCPT" => {
-                    if special.as_ref().is_none_or(|reply| reply.starts_with('2')) {
+                    if taken {
                         message.recipients.push(line);
                     }
                     self.say(&good("250 2.1.5 ok"));
                 }
                 "DATA" => {
                     self.say(&good("354 go on"));
-                    if special.as_ref().is_some_and(|reply| !reply.starts_with('3')) {
+                    if !taken {
                         continue;
                     }
                     let Some(data) = self.body() else { return };

@@ -172,13 +172,12 @@ impl Rig {
     fn poll(&mut self) {
         while let Some(event) = self.queue.poll_event() {
             match event {
-                Event::Accepted { .. } => panic!("nothing is delivered early here"),
-                Event::Committed { ticket, safe: _, handles, pending: _ } => {
+                Event::Committed { ticket, handles, .. } => {
                     self.committed.insert(ticket, handles);
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
                 Event::Held { mid, rids, what } => panic!("{mid} {rids:?} held: {what}"),
-                Event::Intake(_) => {}
+                Event::Accepted { .. } | Event::Intake(_) => {}
             }
         }
     }

@@ -112,8 +112,9 @@ pub(super) struct Accepting(TcpListener);
 
 impl Accepting {
     /// Accepts one connection.
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
-        self.0.accept().await.map(|(stream, _)| stream)
+    pub(super) async fn accept(&self) -> io::Result<OwnedFd> {
+        let (stream, _) = self.0.accept().await?;
+        stream.into_std().map(OwnedFd::from)
     }
 
     /// The socket, for its options.

@@ -357,10 +357,10 @@ impl Listener {
     ///
     /// # Errors
     /// Too many open files; the listener was shut down.
-    pub async fn accept(&self) -> io::Result<Socket> {
-        Ok(Socket(match &self.0 {
-            ListenerKind::Ring(fd) => SocketKind::Ring(Rc::new(ring::accept(fd).await?)),
-            ListenerKind::Epoll(listener) => SocketKind::Epoll(Rc::new(listener.accept().await?)),
+    pub async fn accept(&self) -> io::Result<Accepted> {
+        Ok(Accepted(match &self.0 {
+            ListenerKind::Ring(fd) => ring::accept(fd).await?,
+            ListenerKind::Epoll(listener) => listener.accept().await?,
         }))
     }
 
@@ -371,6 +371,22 @@ impl Listener {
             ListenerKind::Epoll(listener) => listener.as_socket(),
         };
         drop(socket.shutdown(std::net::Shutdown::Both));
+    }
+}
+
+/// A connection that was accepted and belongs to no shard yet.
+pub struct Accepted(OwnedFd);
+
+impl Accepted {
+    /// Makes it a socket of this thread's runtime.
+    ///
+    /// # Errors
+    /// The runtime refuses the socket.
+    pub fn open(self, backend: Backend) -> io::Result<Socket> {
+        Ok(Socket(match backend {
+            Backend::Ring => SocketKind::Ring(Rc::new(self.0)),
+            Backend::Epoll => SocketKind::Epoll(Rc::new(epoll::stream(self.0)?)),
+        }))
     }
 }
 
