@@ -79,6 +79,7 @@ pub(super) enum Phase {
 
 pub(super) struct Placed {
     pub(super) ticket: Ticket,
+    pub(super) first_slot: u32,
     pub(super) message_slot: u32,
     pub(super) early: Option<u32>,
 }
@@ -383,13 +384,28 @@ impl Queue {
         }
         let segments: Vec<usize> = all().copied().collect();
         commit.phase = Phase::Syncing { left: segments.len() };
+        self.store_slots();
+        for segment in segments {
+            self.start_sync(segment, Purpose::CommitSync(segment));
+        }
+    }
+
+    /// Stores the slots of the commit, each entry in the state it has at this moment.
+    fn store_slots(&mut self) {
+        let Some(mut commit) = self.commit.take() else { return };
+        let place = self.segments[commit.segment].place;
+        for i in 0..commit.messages.len() {
+            let Placed { first_slot, early: Some(key), .. } = commit.messages[i] else { continue };
+            let words = self.early_stored(key, commit.segment, first_slot);
+            for (slot, word) in (first_slot..).zip(words) {
+                commit.set_words(slot, Some(word), None, place);
+            }
+        }
         let live = &self.segments[commit.segment];
         for (slot, octets) in (commit.first_slot..).zip(&commit.slots) {
             live.store_slot(slot, octets);
         }
-        for segment in segments {
-            self.start_sync(segment, Purpose::CommitSync(segment));
-        }
+        self.commit = Some(commit);
     }
 
     /// The writing failed: nothing of the commit is in the table.

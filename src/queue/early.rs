@@ -42,6 +42,16 @@ enum Fate {
     Withdrawn,
 }
 
+impl Fate {
+    fn word(self) -> StateWord {
+        match self {
+            Self::Settled(state) => StateWord { state, ..StateWord::READY },
+            Self::InFlight => StateWord { in_flight: true, ..StateWord::READY },
+            Self::Ready | Self::Withdrawn => StateWord::READY,
+        }
+    }
+}
+
 /// Where the message is on its way to the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -66,6 +76,8 @@ struct EarlyMessage {
     fates: Vec<Fate>,
     unsettled: u32,
     slots: Vec<u32>,
+    /// Where its entries stand in the table since they were stored: segment and first slot.
+    stored: Option<(usize, u32)>,
 }
 
 /// What an early handle stands for.
@@ -129,8 +141,18 @@ impl Queue {
         let unsettled = super::batch::count(order.len());
         let phase = Phase::Held;
         let pending = Some(pending);
-        let message =
-            EarlyMessage { pending, new, ticket, due, phase, order, fates, unsettled, slots };
+        let message = EarlyMessage {
+            pending,
+            new,
+            ticket,
+            due,
+            phase,
+            order,
+            fates,
+            unsettled,
+            slots,
+            stored: None,
+        };
         self.early.messages[key as usize] = Some(message);
         self.early.held.push_back(key);
         Ok((ticket, handles))
@@ -236,6 +258,7 @@ impl Queue {
                 begun.push(rid);
             }
         }
+        self.store_fates(handle);
         begun
     }
 
@@ -248,6 +271,7 @@ impl Queue {
                 true
             })
         });
+        self.store_fates(handle);
         Change { applied, handle_gone: false, message_gone: false }
     }
 
@@ -265,10 +289,32 @@ impl Queue {
         let is_over = |fate: &Fate| matches!(fate, Fate::Settled(_) | Fate::Withdrawn);
         let handle_gone = message.fates[places].iter().all(is_over);
         let message_gone = message.unsettled == 0;
+        self.store_fates(handle);
         if message_gone {
             self.early_accepted(handle);
         }
         Change { applied: true, handle_gone, message_gone }
+    }
+
+    /// The entries of a message are in the table, and its sync has not ended: a crash now must
+    /// find what has happened since. Above all the mark in flight: without it the next start
+    /// would repeat a delivery and not call it uncertain.
+    fn store_fates(&mut self, handle: Handle) {
+        let now = self.now;
+        let Some((message, places)) = self.early.message_of(handle) else { return };
+        let Some((segment, first)) = message.stored else { return };
+        for place in places {
+            let slot = first + super::batch::count(place);
+            self.segments[segment].store_state(slot, message.fates[place].word(), now);
+        }
+    }
+
+    /// The entries of a message are about to be stored from slot `first` on: their words, as they
+    /// are now.
+    pub(super) fn early_stored(&mut self, key: u32, segment: usize, first: u32) -> Vec<StateWord> {
+        let Some(message) = &mut self.early.messages[key as usize] else { return Vec::new() };
+        message.stored = Some((segment, first));
+        message.fates.iter().map(|fate| fate.word()).collect()
     }
 
     /// Every recipient is settled before the commit: the message is safe without the disk.
@@ -298,16 +344,6 @@ impl Queue {
             self.early.drop_message(key);
         }
         needs
-    }
-
-    /// The state word of place `place`, as it is now.
-    pub(super) fn early_word(&self, key: u32, place: usize) -> StateWord {
-        let fate = self.early.messages[key as usize].as_ref().map(|message| message.fates[place]);
-        match fate {
-            Some(Fate::Settled(state)) => StateWord { state, ..StateWord::READY },
-            Some(Fate::InFlight) => StateWord { in_flight: true, ..StateWord::READY },
-            Some(Fate::Ready | Fate::Withdrawn) | None => StateWord::READY,
-        }
     }
 
     /// The message is on disk, and `entered` are its handles in the index: what changed while it
@@ -345,6 +381,7 @@ impl Queue {
     pub(super) fn early_failed(&mut self, key: u32) -> bool {
         let Some(message) = &mut self.early.messages[key as usize] else { return false };
         message.phase = Phase::Failed;
+        message.stored = None;
         let was_open = message.unsettled > 0;
         for fate in &mut message.fates {
             if *fate == Fate::Ready {

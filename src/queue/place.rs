@@ -93,7 +93,8 @@ impl Queue {
         });
         let message_slot = gather.commit.push(&slot, place);
         let (ticket, early) = (pending.ticket, pending.early);
-        gather.commit.messages.push(Placed { ticket, message_slot, early });
+        let first_slot = message_slot - pending.extent_slots() - count(pending.order.len());
+        gather.commit.messages.push(Placed { ticket, first_slot, message_slot, early });
     }
 
     fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
@@ -127,11 +128,7 @@ impl Queue {
             };
             gather.at += record.len() as u64;
             let slot = gather.commit.push(&Slot::Entry(entry), place);
-            let word = match pending.early {
-                Some(key) => self.early_word(key, i),
-                None => StateWord::READY,
-            };
-            gather.commit.set_words(slot, Some(word), None, place);
+            gather.commit.set_words(slot, Some(StateWord::READY), None, place);
         }
     }
 

@@ -49,3 +49,45 @@ fn a_handle_of_a_refused_message_is_used_again() {
         "no handle is lost"
     );
 }
+
+/// Whatever has begun or ended when the process is killed, at each step of the commit: the next
+/// start calls it uncertain, or does not find it any more.
+#[test]
+fn what_happens_during_the_commit_is_in_the_table_at_once() {
+    // The delivery begins, and is accepted, before this many effects of the commit are done:
+    // 0: nothing is written; 1: the octets are; 2: the sync has ended too.
+    for (begun_at, accepted_at) in [(0, 9), (1, 9), (2, 9), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
+    {
+        let medium = MemMedium::default();
+        let mut rig = Rig::open(medium.clone(), options(64 * MIB));
+        // The first segment is made beforehand.
+        rig.append(1, &["first@one.example"], &body(10));
+        assert!(rig.run());
+        let (_, handles) = take(&mut rig, 2);
+        rig.queue.write_now(handles[0]);
+        let mut done = 0;
+        loop {
+            if done == begun_at {
+                assert_eq!(rig.queue.begin(handles[0], &[Rid(0)]), [Rid(0)], "{begun_at}");
+            }
+            if done == accepted_at {
+                let change = rig.queue.delivered(handles[0], Rid(0), &accepted());
+                assert!(change.applied, "{begun_at} {accepted_at}");
+            }
+            let Some(effect) = rig.queue.next_effect() else { break };
+            rig.perform(effect, false);
+            done += 1;
+        }
+        rig.poll();
+        drop(rig);
+        let rig = Rig::open(medium, options(64 * MIB));
+        let uncertain = [(Mid(2), vec![Rid(0)])];
+        if accepted_at == 9 {
+            assert_eq!(rig.recovered.uncertain, uncertain, "{begun_at} {accepted_at}");
+            assert_eq!(rig.queue.counts().pending, 3);
+        } else {
+            assert!(rig.recovered.uncertain.is_empty(), "{begun_at} {accepted_at}");
+            assert_eq!(rig.queue.counts().pending, 2, "{begun_at} {accepted_at}");
+        }
+    }
+}
