@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::ringpost;
+use common::{Engine, Peer, Setup, ringpost};
 use serde_json::Value;
 
 const VERBS: [&[&str]; 8] = [
@@ -249,4 +249,33 @@ fn the_configuration_of_the_readme_is_good() {
         let (code, _, stderr) = ringpost(&words, folder.path());
         assert_eq!((code, stderr.as_str()), (0, ""));
     }
+}
+
+#[test]
+fn check_looks_at_the_spool_and_changes_nothing() {
+    let busy = Peer::start(|peer, _| peer.say("431 4.3.1 full"));
+    let mut engine = Engine::start(&Setup::new("epoll", format!("ALL {}\n", busy.address)));
+    engine.send("a@client.test", &["b@one.test", "c@two.test"]);
+    engine.wait_log_count("queued for delivery", 1);
+    engine.stop();
+    let folder = engine.path("");
+    let words = ["check", "--config", "ringpost.toml", "--spool"];
+    let (code, stdout, stderr) = ringpost(&words, &folder);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains(" 2 pending, 0 held, "), "{stdout}");
+
+    let shard = engine.path("spool/shard-00");
+    fs::write(shard.join("notes.txt"), "who put this here?").unwrap();
+    let (code, stdout, _) = ringpost(&words, &folder);
+    assert_eq!(code, 65, "{stdout}");
+    assert!(stdout.contains("notes.txt: not a segment"), "{stdout}");
+    let (code, stdout, _) = ringpost(&[&words[..], &["--json"]].concat(), &folder);
+    let seen: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &seen["spool"]["pending"]), (65, &2.into()), "{stdout}");
+    assert!(shard.join("notes.txt").exists());
+
+    fs::rename(engine.path("spool"), engine.path("elsewhere")).unwrap();
+    let (code, _, stderr) = ringpost(&words, &folder);
+    assert_eq!(code, 66, "{stderr}");
+    assert!(stderr.contains("spool"), "{stderr}");
 }

@@ -128,9 +128,13 @@ impl Shared {
     #[must_use]
     pub fn permits_of(&self, domain: &Domain, limit: u32) -> Arc<Permits> {
         let mut known = lock(&self.destination_permits);
-        let permits = known.entry(domain.clone()).or_insert_with(|| Arc::new(Permits::new(limit)));
+        let mut is_new = false;
+        let permits = known.entry(domain.clone()).or_insert_with(|| {
+            is_new = true;
+            Arc::new(Permits::new(limit))
+        });
         let permits = Arc::clone(permits);
-        if known.len().is_power_of_two() {
+        if is_new && known.len().is_power_of_two() {
             // At each doubling the unused ones go, so that a walk through domains costs O(1) each.
             known.retain(|_, permits| Arc::strong_count(permits) > 1);
         }
