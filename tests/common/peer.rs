@@ -70,9 +70,17 @@ impl Peer {
         Self::start(|peer, _| peer.serve())
     }
 
-    /// A port on which nobody listens.
+    /// A port on which nobody listens: it stays bound to the end of the process, or another test
+    /// might get it. [`Peer::on`] may still take it: SO_REUSEADDR on both, and one that listens.
     pub fn nobody() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket.set_reuse_address(true).unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        socket.bind(&any.into()).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        std::mem::forget(socket);
+        address
     }
 
     /// Connections so far.
