@@ -129,7 +129,7 @@ impl fmt::Debug for Domain {
 /// belongs to its own host alone, RFC 5321 2.3.11), and its canonical domain.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Mailbox {
-    text: Box<str>,
+    text: Arc<str>,
     domain: Domain,
 }
 

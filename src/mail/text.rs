@@ -10,6 +10,13 @@
 
 /// Appends `bytes` to `out`, escaped, and stops before `out` would pass `octets_max` octets.
 pub fn escape_into(out: &mut String, bytes: &[u8], octets_max: usize) {
+    // Nearly all text is plain, and fits. Without a way out of the loop many octets are looked at
+    // in one step.
+    let fits = bytes.len() <= octets_max.saturating_sub(out.len());
+    let plain = bytes.iter().fold(true, |plain, b| plain & matches!(b, 0x20..0x7f));
+    if fits && plain {
+        return out.push_str(std::str::from_utf8(bytes).expect("ASCII is UTF-8"));
+    }
     for chunk in bytes.utf8_chunks() {
         let valid = chunk.valid();
         if valid.bytes().all(|b| (0x20..0x7f).contains(&b)) {

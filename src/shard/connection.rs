@@ -134,6 +134,8 @@ pub struct Connection {
     read: Option<Recv>,
     write: Option<Send>,
     received: Vec<u8>,
+    /// The last read filled the buffer: more octets wait.
+    more: bool,
     ended: bool,
 }
 
@@ -141,8 +143,9 @@ impl Connection {
     /// Takes over a socket and posts its first read.
     #[must_use]
     pub fn new(socket: Socket, bell: Rc<Bell>) -> Self {
-        let read = Some(socket.recv(Vec::with_capacity(RECEIVE_OCTETS)));
-        Self { socket, bell, read, write: None, received: Vec::new(), ended: false }
+        let read = Some(socket.recv(Vec::with_capacity(RECEIVE_OCTETS), false));
+        let received = Vec::new();
+        Self { socket, bell, read, write: None, received, more: false, ended: false }
     }
 
     /// Waits for the next thing to happen.
@@ -169,7 +172,7 @@ impl Connection {
             buffer.drain(..count);
         }
         buffer.reserve(RECEIVE_OCTETS / 4);
-        self.read = Some(self.socket.recv(buffer));
+        self.read = Some(self.socket.recv(buffer, self.more));
     }
 
     /// Forgets the first `count` octets received and keeps the rest without reading on: the
@@ -226,6 +229,7 @@ impl Connection {
             && let Poll::Ready((result, buffer)) = Pin::new(read).poll(cx)
         {
             self.read = None;
+            self.more = buffer.len() == buffer.capacity();
             self.received = buffer;
             self.ended = !matches!(result, Ok(1..));
             return Poll::Ready(Happened::Received(result));

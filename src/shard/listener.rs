@@ -108,6 +108,8 @@ struct Client<'a> {
     settings: &'a ListenerSettings,
     peer: IpAddr,
     icid: Icid,
+    /// The listener's name in the queue.
+    listener: Arc<str>,
     session: Session,
     /// Where the verdicts on the messages that were handed in will stand.
     verdicts: Verdicts,
@@ -122,7 +124,9 @@ impl<'a> Client<'a> {
     ) -> Self {
         let who = Peer { ip: peer.ip(), relay: settings.may_relay(peer.ip()) };
         let session = Session::new(settings.server.clone(), who, shard.now());
-        Self { shard, settings, peer: peer.ip(), icid, session, verdicts: Verdicts::default() }
+        let listener = settings.address.to_string().into();
+        let verdicts = Verdicts::default();
+        Self { shard, settings, peer: peer.ip(), icid, listener, session, verdicts }
     }
 
     async fn run(mut self, socket: Socket, local: IpAddr, counted: bool) {
@@ -184,7 +188,7 @@ impl<'a> Client<'a> {
         let (counters, icid, peer) = (self.shard.counters(), self.icid, self.peer);
         counters.connections_in.one();
         counters.sessions_in.add(1);
-        let name = self.settings.address.to_string();
+        let name = self.listener.clone();
         let relay = self.settings.may_relay(peer);
         self.shard.log(|log, now| {
             log.new_smtp_icid(now, icid, &name, local, peer);
@@ -244,7 +248,7 @@ impl<'a> Client<'a> {
             envelope: transaction.envelope.clone(),
             arrival: now.wall,
             bounce_profile: self.settings.bounce_profile.clone(),
-            listener: self.settings.address.to_string().into(),
+            listener: self.listener.clone(),
             cause: None,
             body: body.clone(),
         };

@@ -7,10 +7,11 @@
 //! that lines of two shards do not mix, and all lines of one message come from one shard.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shard;
-use super::io::{self, File, Gather};
+use super::io::{self, File, Gather, Piece};
 use crate::telemetry::settings::LogTarget;
 
 /// Lines wait for the writer at most this long.
@@ -49,11 +50,18 @@ impl Shard {
             return;
         }
         let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
+        let lines = Arc::new(lines);
         let written = match file {
-            Some(file) => file.append(Gather::from(lines)).await.is_ok(),
+            Some(file) => {
+                let all = Piece::Commands(lines.clone(), 0..lines.len());
+                file.append(Gather::new(vec![all])).await.is_ok()
+            }
             None => self.log_is_off(),
         };
         let mut log = self.mail_log.borrow_mut();
+        if let Ok(lines) = Arc::try_unwrap(lines) {
+            log.recycle(lines);
+        }
         if !written {
             log.lost(count);
         }

@@ -149,7 +149,7 @@ impl Shard {
 
     /// Writes to the mail log; the writer is woken when much has collected.
     fn log(&self, write: impl FnOnce(&mut MailLog, Now)) {
-        const WAKE_OCTETS: usize = 64 * 1024;
+        const WAKE_OCTETS: usize = 256 * 1024;
         let mut log = self.mail_log.borrow_mut();
         write(&mut log, self.now());
         if log.waiting_octets() > WAKE_OCTETS {

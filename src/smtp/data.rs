@@ -11,7 +11,9 @@
 //! Limits: a [`Receiver`] holds no bytes; what it writes to `out` is never more than it is given
 //! (plus the CRLF of [`Receiver::finish`]).
 
-use memchr::{memchr2, memmem};
+use memchr::{memchr2, memmem, memrchr};
+
+use crate::limits;
 
 /// How the end of a message is marked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +30,9 @@ pub enum Framing {
 pub struct Findings {
     /// Octets of the message, un-dot-stuffed, with CRLF.
     pub octets: u64,
-    /// The longest complete line, in octets without CRLF.
-    pub line_octets_max: usize,
+    /// The longest complete line above [`limits::TEXT_LINE_OCTETS_RFC`], in octets without CRLF;
+    /// 0 when there is none.
+    pub long_line_octets_max: usize,
     /// A CR without LF or an LF without CR.
     pub bare_line_end: bool,
     /// A line starts with a dot.
@@ -147,9 +150,16 @@ impl Receiver {
         }
     }
 
-    /// Runs over whole lines as long as nothing but a plain line follows a CRLF: the way of
-    /// nearly all octets.
+    /// From inside a line to where the state changes, or to the end of the input.
     fn inside(&mut self, input: &[u8], mut at: usize) -> usize {
+        // A spoilt message is only searched for its end. To look ahead from each of its bare line
+        // ends would take time that grows with the square of their number.
+        if !self.findings.bare_line_end {
+            let octets = self.whole_lines(&input[at..]);
+            if octets > 0 {
+                return at + octets;
+            }
+        }
         loop {
             let Some(octets) = memchr2(b'\r', b'\n', &input[at..]) else {
                 self.line_octets += input.len() - at;
@@ -175,8 +185,31 @@ impl Receiver {
         }
     }
 
+    /// Runs over whole lines up to one before a dot, the way of nearly all octets: gives their
+    /// octets, 0 when one of them is not plain. Three passes that look at many octets in one step
+    /// take a third of the time of a search line by line.
+    fn whole_lines(&mut self, input: &[u8]) -> usize {
+        let end = match memmem::find(input, b"\n.") {
+            Some(before_dot) => before_dot + 1,
+            None => memrchr(b'\n', input).map_or(0, |last| last + 1),
+        };
+        let lines = &input[..end];
+        if lines.first().is_none_or(|first| *first == b'\n')
+            || has_bare_line_end(lines)
+            || !are_short(lines, self.line_octets)
+        {
+            return 0;
+        }
+        self.line_octets = 0;
+        self.place = Place::Start;
+        end
+    }
+
     fn end_line(&mut self) {
-        self.findings.line_octets_max = self.findings.line_octets_max.max(self.line_octets);
+        if self.line_octets > limits::TEXT_LINE_OCTETS_RFC {
+            let longest = &mut self.findings.long_line_octets_max;
+            *longest = self.line_octets.max(*longest);
+        }
         self.line_octets = 0;
         self.place = Place::Start;
     }
@@ -194,6 +227,28 @@ impl Receiver {
             out.extend_from_slice(octets);
         }
     }
+}
+
+/// Is there a CR without LF or an LF without CR in `lines`, which begin with no LF and end with
+/// an LF? The loop has no way out, so that many octets are looked at in one step.
+fn has_bare_line_end(lines: &[u8]) -> bool {
+    let pairs = lines.iter().zip(&lines[1..]);
+    let bare = pairs.fold(0, |bare, (first, second)| {
+        bare | u8::from(*first == b'\r') ^ u8::from(*second == b'\n')
+    });
+    bare != 0
+}
+
+/// Is none of `lines` long? They end with CRLF; `begun` octets of the first one came before.
+fn are_short(lines: &[u8], begun: usize) -> bool {
+    const WITH_CRLF_MAX: usize = limits::TEXT_LINE_OCTETS_RFC + 2;
+    let (mut rest, mut room) = (lines, WITH_CRLF_MAX.saturating_sub(begun));
+    while !rest.is_empty() {
+        // The last line end within the room of one line: all before it are short too.
+        let Some(last) = memrchr(b'\n', &rest[..room.min(rest.len())]) else { return false };
+        (rest, room) = (&rest[last + 1..], WITH_CRLF_MAX);
+    }
+    true
 }
 
 /// Appends `body` to `out` with a dot before each line that starts with one (RFC 5321 4.5.2).

@@ -287,14 +287,7 @@ impl Line<'_> {
 }
 
 fn push_number(out: &mut String, number: u64) {
-    let mut scale = 1;
-    while number / scale >= 10 {
-        scale *= 10;
-    }
-    while scale > 0 {
-        out.push(digit(number / scale % 10));
-        scale /= 10;
-    }
+    out.push_str(itoa::Buffer::new().format(number));
 }
 
 fn digit(value: u64) -> char {

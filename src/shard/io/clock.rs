@@ -1,7 +1,11 @@
 //! Time and randomness of the data plane.
 //!
 //! Owns: the only readings of the clocks and of the system's random numbers. Never: a decision.
+//!
+//! While a task of a shard is polled the clock stands still: it is read at the first question and
+//! not again. A poll takes microseconds, one message asks for the time some forty times.
 
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -10,11 +14,45 @@ use rustix::time::ClockId;
 
 use crate::mail::{Mono, Now, Wall};
 
-/// Both clocks, read together, with the grain of the kernel's tick (1 to 4 ms): a message asks
-/// for the time some twenty times, and the coarse clocks cost a few nanoseconds each. The first
-/// reading of the process is monotonic 1.
+/// What [`now`] does on this thread.
+#[derive(Clone, Copy)]
+enum Clock {
+    /// It reads the clocks at each call.
+    Runs,
+    /// A poll has begun: the next reading is kept.
+    Unread,
+    /// It gives this reading.
+    Stands(Now),
+}
+
+thread_local! {
+    static CLOCK: Cell<Clock> = const { Cell::new(Clock::Runs) };
+}
+
+/// Calls `poll`, during which the clock stands still.
+pub(super) fn standing<T>(poll: impl FnOnce() -> T) -> T {
+    CLOCK.set(Clock::Unread);
+    let polled = poll();
+    CLOCK.set(Clock::Runs);
+    polled
+}
+
+/// Both clocks, read together, with the grain of the kernel's tick (1 to 4 ms): the coarse clocks
+/// cost a few nanoseconds each. The first reading of the process is monotonic 1.
 #[must_use]
 pub fn now() -> Now {
+    match CLOCK.get() {
+        Clock::Runs => read(),
+        Clock::Unread => {
+            let now = read();
+            CLOCK.set(Clock::Stands(now));
+            now
+        }
+        Clock::Stands(now) => now,
+    }
+}
+
+fn read() -> Now {
     static START_MS: OnceLock<u64> = OnceLock::new();
     let mono_ms = coarse_ms(ClockId::MonotonicCoarse);
     let since_start_ms = mono_ms - *START_MS.get_or_init(|| mono_ms);
@@ -45,4 +83,23 @@ fn since_start() -> Duration {
 #[must_use]
 pub fn random() -> u64 {
     RandomState::new().hash_one(0u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_stands_still_while_a_task_is_polled_and_runs_again_behind_it() {
+        let tick = Duration::from_millis(20);
+        let (before, within) = standing(|| {
+            let before = now();
+            std::thread::sleep(tick);
+            (before, now())
+        });
+        assert_eq!(before, within);
+        assert!(now().mono.0 >= before.mono.0 + 10);
+        let later = standing(now);
+        assert!(later.mono.0 >= before.mono.0 + 10);
+    }
 }

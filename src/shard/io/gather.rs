@@ -59,6 +59,13 @@ impl Gather {
         self.first == self.pieces.len()
     }
 
+    /// What is left, when it is a single piece.
+    #[must_use]
+    pub fn only_slice(&self) -> Option<&[u8]> {
+        let is_last = self.first + 1 == self.pieces.len();
+        is_last.then(|| &self.pieces[self.first].as_slice()[self.done_octets..])
+    }
+
     /// What is left, as slices for one system call.
     pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
         let left = self.pieces[self.first..].iter().take(VECTORS_MAX);

@@ -92,8 +92,12 @@ pub fn run<F: Future>(backend: Backend, future: F) -> io::Result<F::Output> {
 }
 
 /// Starts a task on this thread's runtime; it runs until it ends or the runtime does.
+/// [`now`] stands still during each of its polls.
 pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
-    drop(tokio::task::spawn_local(future));
+    drop(tokio::task::spawn_local(async move {
+        let mut future = std::pin::pin!(future);
+        std::future::poll_fn(|cx| clock::standing(|| future.as_mut().poll(cx))).await;
+    }));
 }
 
 /// Sleeps; for the few timers of a shard, not for one per operation.
@@ -155,11 +159,12 @@ impl Socket {
         }
     }
 
-    /// Receives into `buffer`, behind what it holds; 0 octets at the end of the stream.
+    /// Receives into `buffer`, behind what it holds; 0 octets at the end of the stream. `more`:
+    /// octets are probably there already; it saves work to be right.
     #[must_use]
-    pub fn recv(&self, buffer: Vec<u8>) -> Recv {
+    pub fn recv(&self, buffer: Vec<u8>, more: bool) -> Recv {
         match &self.0 {
-            SocketKind::Ring(fd) => Recv(RecvKind::Ring(ring::recv(fd, buffer))),
+            SocketKind::Ring(fd) => Recv(RecvKind::Ring(ring::recv(fd, buffer, more))),
             SocketKind::Epoll(stream) => Recv(RecvKind::Epoll(epoll::recv(stream, buffer))),
         }
     }

@@ -58,6 +58,7 @@ pub(super) fn probe() -> io::Result<()> {
     ring.submitter().register_probe(&mut known)?;
     let wanted = [
         opcode::Recv::CODE,
+        opcode::Send::CODE,
         opcode::SendMsg::CODE,
         opcode::Connect::CODE,
         opcode::Accept::CODE,
@@ -78,14 +79,28 @@ pub(super) type SharedFd = Rc<OwnedFd>;
 pub(super) struct Recv(InFlight<(SharedFd, Vec<u8>)>);
 
 /// Receives into `buffer`; its spare capacity must not be 0 (0 octets would read as end of file).
-pub(super) fn recv(fd: &SharedFd, mut buffer: Vec<u8>) -> Recv {
+/// `more`: octets are probably there already.
+pub(super) fn recv(fd: &SharedFd, mut buffer: Vec<u8>, more: bool) -> Recv {
     let spare = buffer.spare_capacity_mut();
     assert!(!spare.is_empty(), "a receive needs room");
     let room = u32::try_from(spare.len()).unwrap_or(u32::MAX);
     let entry = opcode::Recv::new(types::Fd(fd.as_raw_fd()), spare.as_mut_ptr().cast(), room);
+    let entry = entry.build();
+    let entry = if more { entry } else { poll_first(entry) };
     // SAFETY: the pointer is into the heap buffer of the vector that moves into the operation,
     // which neither reads nor frees it before the completion; the fd lives as long.
-    Recv(unsafe { submit(entry.build(), (fd.clone(), buffer)) })
+    Recv(unsafe { submit(entry, (fd.clone(), buffer)) })
+}
+
+/// Has a receive wait before its first try (IORING_RECVSEND_POLL_FIRST, Linux 5.19): a dialogue
+/// posts its read when it has just answered, so that the first try nearly always fails.
+fn poll_first(mut entry: Entry) -> Entry {
+    const POLL_FIRST: u16 = 1;
+    const _: () = assert!(size_of::<Entry>() == 64);
+    // SAFETY: an entry is, as `repr(C)`, the kernel's io_uring_sqe, whose octets 2 and 3 are
+    // `ioprio`, which carries this flag of a receive; the crate has no setter for it.
+    unsafe { (&raw mut entry).cast::<u16>().add(1).write(POLL_FIRST) };
+    entry
 }
 
 impl Future for Recv {
@@ -105,30 +120,58 @@ impl Future for Recv {
 /// All pieces sent, or an error.
 pub(super) struct Send {
     fd: SharedFd,
-    flight: InFlight<(SharedFd, Box<RawMessage>)>,
+    flight: Sending,
+}
+
+enum Sending {
+    /// One piece, as replies are: the kernel has no header and no vectors to copy in.
+    One(InFlight<(SharedFd, Gather)>),
+    Many(InFlight<(SharedFd, Box<RawMessage>)>),
 }
 
 /// Sends all of `gather`: MSG_WAITALL lets the kernel finish short sends itself.
 pub(super) fn send(fd: &SharedFd, gather: Gather) -> Send {
-    let mut raw = Box::new(RawMessage::new(gather));
-    let header = raw.header();
-    let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL).cast_unsigned();
-    let entry = opcode::SendMsg::new(types::Fd(fd.as_raw_fd()), header).flags(flags).build();
-    // SAFETY: header, vectors and pieces live in the box that moves into the operation; a box
-    // and the heap buffers of the pieces do not move with it.
-    let flight = unsafe { submit(entry, (fd.clone(), raw)) };
-    Send { fd: fd.clone(), flight }
+    Send { fd: fd.clone(), flight: Sending::begin(fd, gather) }
+}
+
+impl Sending {
+    fn begin(fd: &SharedFd, gather: Gather) -> Self {
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        if let Some(piece) = gather.only_slice()
+            && let Ok(octets) = u32::try_from(piece.len())
+        {
+            let entry = opcode::Send::new(types::Fd(fd.as_raw_fd()), piece.as_ptr(), octets);
+            // SAFETY: the piece is on the heap or static; what owns it moves into the operation.
+            return Self::One(unsafe { submit(entry.flags(flags).build(), (fd.clone(), gather)) });
+        }
+        let mut raw = Box::new(RawMessage::new(gather));
+        let entry = opcode::SendMsg::new(types::Fd(fd.as_raw_fd()), raw.header());
+        let entry = entry.flags(flags.cast_unsigned()).build();
+        // SAFETY: header, vectors and pieces live in the box that moves into the operation; a
+        // box and the heap buffers of the pieces do not move with it.
+        Self::Many(unsafe { submit(entry, (fd.clone(), raw)) })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<(io::Result<usize>, Gather)> {
+        match self {
+            Self::One(flight) => {
+                Pin::new(flight).poll(cx).map(|(result, (_, gather))| (result, gather))
+            }
+            Self::Many(flight) => {
+                Pin::new(flight).poll(cx).map(|(result, (_, raw))| (result, raw.gather))
+            }
+        }
+    }
 }
 
 impl Future for Send {
     type Output = io::Result<()>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
-            let (result, (_, raw)) = match Pin::new(&mut self.flight).poll(cx) {
+            let (result, mut gather) = match self.flight.poll(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(done) => done,
             };
-            let mut gather = raw.gather;
             match result {
                 Ok(0) if !gather.is_empty() => return Poll::Ready(Err(gather::write_zero())),
                 Ok(count) => gather.advance(count),
@@ -137,8 +180,7 @@ impl Future for Send {
             if gather.is_empty() {
                 return Poll::Ready(Ok(()));
             }
-            let fd = self.fd.clone();
-            self.flight = send(&fd, gather).flight;
+            self.flight = Sending::begin(&self.fd, gather);
         }
     }
 }

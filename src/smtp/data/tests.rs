@@ -87,7 +87,7 @@ fn the_longest_line_is_measured_without_its_end_and_without_the_added_dot() {
     wire.extend_from_slice(b"\r\n..");
     wire.extend_from_slice(&[b'y'; 998]);
     wire.extend_from_slice(b"\r\n.\r\n");
-    assert_eq!(receive(&wire, &[500, 1000, 1001]).1.line_octets_max, 999);
+    assert_eq!(receive(&wire, &[500, 1000, 1001]).1.long_line_octets_max, 999);
 }
 
 #[test]

@@ -6,14 +6,26 @@ use super::{Refusal, Session, State};
 use crate::limits;
 use crate::mail::Mid;
 
+/// Room that replies begin with, in octets: those to MAIL, RCPT and DATA.
+const REPLIES_OCTETS: usize = 128;
+
 /// A message that is with the engine for its verdict, and the replies that come after it: replies
 /// keep the order of the commands (RFC 2920 3.2).
 #[derive(Debug)]
 pub(super) struct InHand {
     pub(super) mid: Mid,
     pub(super) octets: usize,
-    verdict: Option<String>,
+    verdict: Option<VerdictLine>,
     behind: Vec<u8>,
+}
+
+/// The reply to the end of a message.
+#[derive(Debug)]
+pub(super) enum VerdictLine {
+    /// 250 with the message's id.
+    Accepted,
+    /// The whole line.
+    Refused(String),
 }
 
 impl InHand {
@@ -26,6 +38,9 @@ impl Session {
     /// A reply of one line, given with its code.
     pub(super) fn push_line(&mut self, line: &str) {
         let out = self.in_hand.back_mut().map_or(&mut self.output, |last| &mut last.behind);
+        if out.is_empty() {
+            out.reserve(REPLIES_OCTETS);
+        }
         out.extend_from_slice(line.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
@@ -36,13 +51,20 @@ impl Session {
     }
 
     /// The reply to the end of message `mid`, and all that waited for it alone.
-    pub(super) fn push_verdict(&mut self, mid: Mid, line: String) {
+    pub(super) fn push_verdict(&mut self, mid: Mid, line: VerdictLine) {
         let waiting = self.in_hand.iter_mut().find(|message| message.mid == mid);
         let message = waiting.filter(|message| message.verdict.is_none());
         message.expect("a verdict that nobody waits for").verdict = Some(line);
         while let Some(line) = self.in_hand.front_mut().and_then(|first| first.verdict.take()) {
             let Some(first) = self.in_hand.pop_front() else { return };
-            self.output.extend_from_slice(line.as_bytes());
+            match line {
+                VerdictLine::Accepted => {
+                    self.output.extend_from_slice(b"250 2.0.0 Ok: queued as ");
+                    let mut digits = itoa::Buffer::new();
+                    self.output.extend_from_slice(digits.format(first.mid.0).as_bytes());
+                }
+                VerdictLine::Refused(line) => self.output.extend_from_slice(line.as_bytes()),
+            }
             self.output.extend_from_slice(b"\r\n");
             self.output.extend_from_slice(&first.behind);
         }

@@ -3,6 +3,7 @@
 //! Owns: the end of a command line, the order of commands, MAIL and RCPT. Never: the grammar
 //! (`smtp/command`), message bytes (`intake`).
 
+use super::header::trace_of;
 use super::{Abort, Client, Gate, Progress, Refusal, Session, State, Transaction};
 use crate::limits;
 use crate::mail::time::Now;
@@ -130,7 +131,8 @@ impl Session {
             return;
         }
         self.abort(gate, Abort::Reset);
-        self.client = Some(Client { helo: helo.into(), extended });
+        let trace = trace_of(helo, self.peer.ip, &self.settings.hostname);
+        self.client = Some(Client { helo: helo.into(), extended, trace });
         if extended {
             self.push_offers();
         } else {

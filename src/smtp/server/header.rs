@@ -107,27 +107,39 @@ fn unfold(value: &[u8]) -> Vec<u8> {
     kept.take(limits::LOGGED_FIELD_OCTETS_MAX).collect()
 }
 
-/// How a message came in, for its Received field.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Trace<'a> {
-    pub(super) helo: &'a str,
-    pub(super) ip: IpAddr,
-    pub(super) hostname: &'a str,
-    pub(super) protocol: &'static str,
-    pub(super) mid: Mid,
-    pub(super) at: Wall,
+/// The part of our Received field that is the same for all messages of a client: from whom, and
+/// by whom.
+pub(super) fn trace_of(helo: &str, ip: IpAddr, hostname: &str) -> String {
+    let literal = Domain::from_ip(ip.to_canonical());
+    format!("Received: from {helo} ({literal})\r\n\tby {hostname} with ")
 }
 
 /// Our Received field with its CRLF. It has no FOR clause: it could tell one recipient of another
 /// (RFC 5321 4.4, 7.6).
-pub(super) fn received_field(trace: &Trace<'_>) -> Vec<u8> {
-    let Trace { helo, hostname, protocol, mid, .. } = trace;
-    let literal = Domain::from_ip(trace.ip.to_canonical());
-    let mut field = format!("Received: from {helo} ({literal})\r\n\tby {hostname} with {protocol}");
-    push(&mut field, format_args!(" id {mid}; "));
-    push_date(&mut field, trace.at);
-    field.push_str("\r\n");
-    field.into_bytes()
+pub(super) fn received_field(trace: &str, protocol: &str, mid: Mid, date: &str) -> Vec<u8> {
+    let mut digits = itoa::Buffer::new();
+    let parts = [trace, protocol, " id ", digits.format(mid.0), "; ", date, "\r\n"];
+    parts.concat().into_bytes()
+}
+
+/// The date of Received fields, made anew once a second.
+#[derive(Debug, Default)]
+pub(super) struct Date {
+    second: Option<u64>,
+    text: String,
+}
+
+impl Date {
+    /// The date-time of `at`.
+    pub(super) fn of(&mut self, at: Wall) -> &str {
+        let second = at.0 / 1000;
+        if self.second != Some(second) {
+            self.second = Some(second);
+            self.text.clear();
+            push_date(&mut self.text, at);
+        }
+        &self.text
+    }
 }
 
 /// Appends the date-time of RFC 5322 3.3 in UTC: `Sun, 22 Nov 2026 18:12:35 +0000`.
@@ -232,18 +244,17 @@ mod tests {
 
     #[test]
     fn the_trace_names_who_sent_and_who_took() {
-        let trace = Trace {
-            helo: "client.example",
-            ip: "2001:db8::1".parse().unwrap(),
-            hostname: "out.example.net",
-            protocol: "ESMTP",
-            mid: Mid(7),
-            at: Wall(0),
-        };
-        assert_eq!(
-            String::from_utf8(received_field(&trace)).unwrap(),
-            "Received: from client.example ([IPv6:2001:db8::1])\r\n\
-             \tby out.example.net with ESMTP id 7; Thu, 1 Jan 1970 00:00:00 +0000\r\n"
-        );
+        let mut date = Date::default();
+        let ip = "::ffff:192.0.2.1".parse().unwrap();
+        let trace = trace_of("client.example", ip, "out.example.net");
+        for (seconds, day) in [(0, "1 Jan"), (0, "1 Jan"), (86_400, "2 Jan")] {
+            let date = date.of(Wall(seconds * 1000 + 999));
+            let field = received_field(&trace, "ESMTP", Mid(7), date);
+            let field = String::from_utf8(field).unwrap();
+            assert!(field.starts_with("Received: from client.example ([192.0.2.1])\r\n"));
+            let by = format!(" {day} 1970 00:00:00 +0000\r\n");
+            assert!(field.contains("\tby out.example.net with ESMTP id 7; "), "{field}");
+            assert!(field.ends_with(&by), "{field}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: which octets belong to the message, and the answer at its end when it is not the
 //! engine's. Never: the search for the end (`smtp/data`), what a good message is (`transaction`).
 
-use super::header::{Trace, received_field};
+use super::header::received_field;
 use super::transaction::Intake;
 use super::{Abort, Gate, Progress, Refusal, Session, State};
 use crate::limits;
@@ -60,14 +60,8 @@ impl Session {
             (false, true) => "ESMTP",
             (false, false) => "SMTP",
         };
-        transaction.data = received_field(&Trace {
-            helo: &transaction.helo,
-            ip: self.peer.ip,
-            hostname: &self.settings.hostname,
-            protocol,
-            mid: transaction.mid,
-            at: now.wall,
-        });
+        let date = self.date.of(now.wall);
+        transaction.data = received_field(&client.trace, protocol, transaction.mid, date);
         transaction.received_octets = transaction.data.len();
         // A declared size saves the growth of the buffer; a false one costs no more than this.
         let declared = transaction.size_declared.unwrap_or(0);

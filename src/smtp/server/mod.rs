@@ -36,7 +36,9 @@ pub use gate::{Abort, Gate, Refusal};
 pub use header::{HeaderFields, header_fields};
 pub use transaction::Transaction;
 
-use answer::{InHand, line_of};
+use header::Date;
+
+use answer::{InHand, VerdictLine, line_of};
 
 use crate::limits;
 use crate::mail::time::Now;
@@ -85,6 +87,8 @@ pub struct Session {
     peer: Peer,
     state: State,
     client: Option<Client>,
+    /// The date of Received fields.
+    date: Date,
     transaction: Option<Box<Transaction>>,
     output: Vec<u8>,
     /// Messages that are with the engine for their verdict, in their order.
@@ -104,6 +108,8 @@ struct Client {
     helo: Arc<str>,
     /// EHLO, not HELO.
     extended: bool,
+    /// The beginning of the Received field of its messages.
+    trace: String,
 }
 
 /// What the next octet is.
@@ -155,6 +161,7 @@ impl Session {
             peer,
             state: State::Command,
             client: None,
+            date: Date::default(),
             transaction: None,
             output: Vec::new(),
             in_hand: VecDeque::new(),
@@ -235,7 +242,7 @@ impl Session {
     pub fn answer_accepted<P: ProofOfSafety>(&mut self, proof: P, mid: Mid, now: Now) {
         drop(proof);
         self.errors = 0;
-        self.take_verdict(mid, format!("250 2.0.0 Ok: queued as {mid}"), now);
+        self.take_verdict(mid, VerdictLine::Accepted, now);
     }
 
     /// The message `mid` is refused, as with 451 4.3.0 when the disk failed.
@@ -243,11 +250,11 @@ impl Session {
     /// # Panics
     /// When no verdict on `mid` is due.
     pub fn answer_refused(&mut self, refusal: &Refusal, mid: Mid, now: Now) {
-        self.take_verdict(mid, line_of(refusal), now);
+        self.take_verdict(mid, VerdictLine::Refused(line_of(refusal)), now);
         self.count_refusal(refusal.code);
     }
 
-    fn take_verdict(&mut self, mid: Mid, line: String, now: Now) {
+    fn take_verdict(&mut self, mid: Mid, line: VerdictLine, now: Now) {
         if !self.lost {
             self.heard = now.mono;
             self.push_verdict(mid, line);

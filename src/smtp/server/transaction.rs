@@ -114,7 +114,7 @@ impl Transaction {
             Some(Refusal::new(550, 5, 2, "Bare CR or LF in message"))
         } else if findings.octets > settings.message_octets_max {
             Some(Refusal::new(552, 3, 4, "Message too big"))
-        } else if findings.line_octets_max > line_octets_max {
+        } else if findings.long_line_octets_max > line_octets_max {
             Some(Refusal::new(554, 6, 0, "Line too long in message"))
         } else {
             None
