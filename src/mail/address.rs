@@ -58,12 +58,16 @@ impl Domain {
             return Self::literal_from(text).map(Self::from_ip);
         }
         let text = std::str::from_utf8(text).map_err(|_| AddressError::Domain)?;
-        if text.is_ascii() && !text.to_ascii_lowercase().contains("xn--") {
-            return Self::check(text.to_ascii_lowercase());
+        let has_a_label = || text.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"xn--"));
+        if !text.is_ascii() || text.contains("--") && has_a_label() {
+            // UTS #46 maps some characters to ASCII ones; deny list and hyphen rules stay on.
+            let ascii = idna::domain_to_ascii_strict(text).map_err(|_| AddressError::Domain)?;
+            return Self::check(&ascii);
         }
-        // UTS #46 maps some characters to ASCII ones; deny list and hyphen rules stay on.
-        let ascii = idna::domain_to_ascii_strict(text).map_err(|_| AddressError::Domain)?;
-        Self::check(ascii)
+        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+            return Self::check(&text.to_ascii_lowercase());
+        }
+        Self::check(text)
     }
 
     /// The literal of an IP address (RFC 5321 4.1.3).
@@ -101,7 +105,7 @@ impl Domain {
         inner.parse::<Ipv4Addr>().map(IpAddr::V4).map_err(|_| AddressError::Literal)
     }
 
-    fn check(name: String) -> Result<Self, AddressError> {
+    fn check(name: &str) -> Result<Self, AddressError> {
         let label_ok = |label: &str| {
             (1..=63).contains(&label.len())
                 && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')

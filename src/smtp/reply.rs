@@ -121,22 +121,11 @@ impl ReplyParser {
     fn check(&mut self, part: &[u8]) -> Result<(), Garbage> {
         let room = (limits::REPLY_LINE_OCTETS_MAX - self.line_octets)
             .min(limits::REPLY_OCTETS_MAX - self.reply_octets);
-        let within = &part[..part.len().min(room)];
-        let mut after_cr = self.after_cr;
-        for byte in within {
-            match (byte, after_cr) {
-                (b'\n', false) => return Err(Garbage::BareLf),
-                (b'\n', true) => after_cr = false,
-                (_, true) => return Err(Garbage::BareCr),
-                (b'\r', false) => after_cr = true,
-                (0, false) => return Err(Garbage::Nul),
-                (_, false) => {}
-            }
+        let is_plain = |text| memchr::memchr2(b'\r', 0, text).is_none();
+        let whole_line = part.strip_suffix(b"\r\n").is_some_and(is_plain);
+        if !(whole_line && !self.after_cr && part.len() <= room) {
+            self.after_cr = check_octets(part, room, self.after_cr)?;
         }
-        if within.len() < part.len() {
-            return Err(Garbage::TooLong);
-        }
-        self.after_cr = after_cr;
         self.line_octets += part.len();
         self.reply_octets += part.len();
         Ok(())
@@ -172,6 +161,21 @@ impl ReplyParser {
         self.reply_octets = 0;
         Reply { code, enhanced, lines: std::mem::take(&mut self.lines) }
     }
+}
+
+/// Looks at the first `room` octets of a part one by one; gives whether the last is a CR.
+fn check_octets(part: &[u8], room: usize, mut after_cr: bool) -> Result<bool, Garbage> {
+    for byte in part.iter().take(room) {
+        match (byte, after_cr) {
+            (b'\n', false) => return Err(Garbage::BareLf),
+            (b'\n', true) => after_cr = false,
+            (_, true) => return Err(Garbage::BareCr),
+            (b'\r', false) => after_cr = true,
+            (0, false) => return Err(Garbage::Nul),
+            (_, false) => {}
+        }
+    }
+    if part.len() > room { Err(Garbage::TooLong) } else { Ok(after_cr) }
 }
 
 /// The code of a line and whether no other line follows it. A bare code counts as a last line
