@@ -39,8 +39,13 @@ impl Shard {
             match accepted {
                 Ok(accepted) => self.place_client((number, accepted)),
                 Err(error) => {
-                    let text = format!("cannot accept a connection: {error}");
-                    self.log(|log, now| log.warning(now, &text));
+                    match io::shortage(&error) {
+                        Some(shortage) => self.warn_of(shortage),
+                        None => {
+                            let text = format!("cannot accept a connection: {error}");
+                            self.log(|log, now| log.warning(now, &text));
+                        }
+                    }
                     io::sleep(ACCEPT_PAUSE).await;
                 }
             }
