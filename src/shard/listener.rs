@@ -164,6 +164,8 @@ impl<'a> Client<'a> {
                     }
                     self.go_on(&mut connection);
                 }
+                // It does not even read its last replies.
+                Happened::Deadline if self.session.should_close() => break true,
                 Happened::Deadline => {
                     self.session.handle_deadline(&mut self.gate(), self.shard.now())
                 }
