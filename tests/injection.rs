@@ -340,23 +340,35 @@ fn bodies_leave_as_they_came(io: &str) {
     assert!(messages.iter().all(|m| m.mail.contains("BODY=8BITMIME")), "{messages:?}");
 }
 
-/// A host that does not offer `missing`.
+/// A host that does not offer `missing`; without SIZE it takes ten octets.
 fn host_without(missing: &'static str) -> Peer {
     Peer::start(move |peer, _| {
-        peer.extensions.retain(|offer| offer != missing);
+        peer.extensions.retain(|offer| !offer.starts_with(missing));
+        if missing == "SIZE" {
+            peer.extensions.push("SIZE 10".into());
+        }
         peer.serve();
     })
 }
 
-each_io!(mail_that_a_host_cannot_carry_bounces_with_its_reason);
-fn mail_that_a_host_cannot_carry_bounces_with_its_reason(io: &str) {
+each_io!(mail_that_a_host_cannot_carry_goes_to_another_or_bounces_with_its_reason);
+fn mail_that_a_host_cannot_carry_goes_to_another_or_bounces_with_its_reason(io: &str) {
     let table = [
         ("SMTPUTF8", "MAIL FROM:<a@a.test> SMTPUTF8", "b\u{fc}@b.test", "5.6.7"),
         ("8BITMIME", "MAIL FROM:<a@a.test> BODY=8BITMIME", "b@b.test", "5.6.3"),
+        ("SIZE", "MAIL FROM:<a@a.test> BODY=8BITMIME", "b@b.test", "5.3.4"),
     ];
-    for (missing, mail, recipient, status) in table {
+    let with_another = table.iter().map(|row| (row, true));
+    for ((missing, mail, recipient, status), another) in
+        table.iter().map(|row| (row, false)).chain(with_another)
+    {
         let (poor, reports) = (host_without(missing), Peer::good());
-        let routes = format!("a.test {}\nALL {}\n", reports.host(0), poor.host(0));
+        let rich = Peer::start(|peer, _| {
+            peer.extensions.push("SMTPUTF8".into());
+            peer.serve();
+        });
+        let spare = if another { format!(", {}", rich.host(10)) } else { String::new() };
+        let routes = format!("a.test {}\nALL {}{spare}\n", reports.host(0), poor.host(0));
         let engine = Engine::start(&Setup::new(io, routes));
         let mut client = engine.client();
         assert!(client.command(mail).starts_with("250"));
@@ -364,6 +376,12 @@ fn mail_that_a_host_cannot_carry_bounces_with_its_reason(io: &str) {
         assert!(reply.starts_with("250"), "{reply}");
         let reply = client.data("Subject: eight\r\n\r\ngr\u{fc}n\r\n".as_bytes());
         assert!(reply.starts_with("250"), "{reply}");
+        if another {
+            engine.wait("the other host's turn", || rich.messages().len() == 1);
+            engine.wait_empty();
+            assert_eq!((poor.messages().len(), reports.messages().len()), (0, 0), "{missing}");
+            continue;
+        }
         engine.wait_log(&format!("to RID 0 - {status}"));
         engine.wait_empty();
         assert!(engine.log().contains("Bounced: DCID"), "{}", engine.log());
