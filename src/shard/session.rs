@@ -50,8 +50,7 @@ pub(super) async fn run(
     let bell = shard.new_bell();
     let failure = match connect(&shard, &served, &destination, &bell).await {
         Ok(socket) => {
-            shard.pause.end();
-            served.pause.end();
+            shard.end_pauses(&served);
             shard.counters().connections_out.one();
             shard.counters().sessions_out.add(1);
             let local = socket.local_addr().map(|a| a.ip()).ok();
@@ -62,6 +61,8 @@ pub(super) async fn run(
             let mut dialogue = Dialogue::new(&shard, &served, of, dcid, local, held, from);
             dialogue.probe = probe;
             dialogue.run(Connection::new(socket, bell)).await;
+            // Its descriptor and its port are free for the next one.
+            shard.end_pauses(&served);
             shard.log(|log, now| log.dcid_close(now, dcid));
             shard.counters().sessions_out.sub(1);
             None

@@ -22,7 +22,7 @@ use crate::settle::host::{Reach, reach_of};
 const PAUSE_MS_MIN: u64 = 100;
 
 /// The longest pause, in milliseconds.
-const PAUSE_MS_MAX: u64 = 5_000;
+const PAUSE_MS_MAX: u64 = 1_000;
 
 /// One warning of a kind in this time, in milliseconds.
 const WARN_MS: u64 = 60_000;
@@ -40,8 +40,8 @@ impl Pause {
         now < self.until.get()
     }
 
-    /// A connection stands: the next pause is short again.
-    pub(super) fn end(&self) {
+    /// There is room: the next pause is short again.
+    fn end(&self) {
         self.until.set(Mono(0));
         self.ms.set(0);
     }
@@ -85,6 +85,12 @@ impl Shard {
         self.pause.lasts(now) || served.pause.lasts(now)
     }
 
+    /// There is room again: connections may be tried at once.
+    pub(super) fn end_pauses(&self, served: &Served) {
+        self.pause.end();
+        served.pause.end();
+    }
+
     /// Says what is lacking, once a minute.
     pub(super) fn warn_of(&self, shortage: Shortage) {
         if self.shared.may_warn_of(shortage, self.now().mono, WARN_MS) {
@@ -117,7 +123,7 @@ mod tests {
     fn pauses_double_once_for_each_round_and_begin_anew_after_a_success() {
         let pause = Pause::default();
         let mut now = Mono(1_000);
-        for expected in [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000] {
+        for expected in [100, 200, 400, 800, 1_000, 1_000] {
             assert!(!pause.lasts(now));
             assert_eq!(pause.begin(now), Mono(now.0 + expected));
             assert_eq!(pause.begin(Mono(now.0 + 1)), Mono(now.0 + expected), "the same round");
