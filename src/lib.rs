@@ -40,7 +40,8 @@
 //! *Permit*: the right to one connection under a limit that all shards share. *Gate*: per
 //! destination, what wakes its deferred mail when its hosts are back. *Train*: several transactions
 //! in flight on one session; *mark*: what in a reply shows which command it answers. *Uncertain*:
-//! the final dot was sent and its reply is not known.
+//! the final dot was sent and its reply is not known. *Shortage*: what our own machine lacks for a
+//! connection; no host is blamed for it.
 //!
 //! ## The law of imports (`tests/tidy.rs` enforces it)
 //!

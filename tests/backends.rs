@@ -7,14 +7,12 @@
     unused_imports,
     reason = "a test may fail and reads time; it uses a part of what tests share"
 )]
-#![allow(unsafe_code, reason = "a system call filter is installed between fork and exec")]
 
 mod common;
 
-use std::io;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use common::seccomp::refuse_io_uring;
 use common::{Engine, Peer, Setup, io_modes};
 
 /// Runs one message to two hosts' worth of outcomes: delivered, failed over, bounced, deferred.
@@ -149,40 +147,6 @@ fn where_io_uring_is_refused_ring_does_not_start() {
 /// containers do.
 fn without_io_uring() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringpost"));
-    // SAFETY: between fork and exec the closure makes two system calls with pointers to its own
-    // memory; it allocates nothing and takes no lock.
-    unsafe { command.pre_exec(refuse_io_uring) };
+    refuse_io_uring(&mut command);
     command
-}
-
-fn refuse_io_uring() -> io::Result<()> {
-    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
-    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    let op = |code: u32, jt, jf, k| {
-        let code = u16::try_from(code).expect("codes have 16 bits");
-        libc::sock_filter { code, jt, jf, k }
-    };
-    // io_uring_setup, io_uring_enter and io_uring_register are 425 to 427 on every architecture
-    // but alpha.
-    let mut filter = [
-        // The number stands first in struct seccomp_data.
-        op(LOAD, 0, 0, 0),
-        op(AT_LEAST, 0, 2, 425),
-        op(AT_LEAST, 1, 0, 428),
-        op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs()),
-        op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-    ];
-    let length = u16::try_from(filter.len()).expect("five");
-    let program = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
-    // SAFETY: prctl(2) with integers alone; it lets a process without privileges set a filter.
-    let may = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    if may != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `program` points to `filter`, both live until the call returns; the kernel copies.
-    let set = unsafe {
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program, 0, 0)
-    };
-    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -34,14 +34,14 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(tables: &str) -> Self {
-        Self::with_home(tables, Peer::good())
+    fn new(io: &str, tables: &str) -> Self {
+        Self::with_home(io, tables, Peer::good())
     }
 
-    fn with_home(tables: &str, home: Peer) -> Self {
+    fn with_home(io: &str, tables: &str, home: Peer) -> Self {
         let refusing = refusing();
         let routes = format!("home.test {}\nALL {}\n", home.host(0), refusing.host(0));
-        let setup = Setup::new("auto", routes);
+        let setup = Setup::new(io, routes);
         let engine = Engine::start(&if tables.is_empty() { setup } else { setup.tables(tables) });
         Self { engine, refusing, home }
     }
@@ -96,9 +96,9 @@ fn field(group: &str, name: &str) -> Option<String> {
     Some(found.split_once(':').unwrap().1.trim().to_owned())
 }
 
-#[test]
-fn the_sender_gets_a_report_in_three_parts() {
-    let scene = Scene::new("");
+each_io!(the_sender_gets_a_report_in_three_parts);
+fn the_sender_gets_a_report_in_three_parts(io: &str) {
+    let scene = Scene::new(io, "");
     let original = b"From: <s@home.test>\r\nSubject: original\r\n\r\nbody of it\r\n";
     scene.send(
         "MAIL FROM:<s@home.test> ENVID=QQ314159",
@@ -155,9 +155,9 @@ fn the_sender_gets_a_report_in_three_parts() {
     assert_eq!(scene.generated(), 1.0);
 }
 
-#[test]
-fn nobody_is_told_of_what_the_null_sender_sent() {
-    let scene = Scene::new("");
+each_io!(nobody_is_told_of_what_the_null_sender_sent);
+fn nobody_is_told_of_what_the_null_sender_sent(io: &str) {
+    let scene = Scene::new(io, "");
     scene.send("MAIL FROM:<>", &["RCPT TO:<x@away.test>"], b"Subject: x\r\n\r\nx\r\n");
     assert_eq!(scene.settled(1.0).len(), 0);
     assert_eq!(scene.generated(), 0.0);
@@ -165,9 +165,9 @@ fn nobody_is_told_of_what_the_null_sender_sent() {
     assert!(!scene.engine.log().contains("generated for bounce"), "{}", scene.engine.log());
 }
 
-#[test]
-fn notify_without_failure_is_obeyed_for_each_recipient() {
-    let scene = Scene::new("");
+each_io!(notify_without_failure_is_obeyed_for_each_recipient);
+fn notify_without_failure_is_obeyed_for_each_recipient(io: &str) {
+    let scene = Scene::new(io, "");
     scene.send(
         "MAIL FROM:<s@home.test>",
         &["RCPT TO:<quiet@away.test> NOTIFY=NEVER", "RCPT TO:<told@away.test> NOTIFY=FAILURE"],
@@ -184,10 +184,10 @@ fn notify_without_failure_is_obeyed_for_each_recipient() {
     assert!(text.contains("told@away.test") && !text.contains("quiet@away.test"), "{text}");
 }
 
-#[test]
-fn a_large_original_comes_back_as_its_header() {
+each_io!(a_large_original_comes_back_as_its_header);
+fn a_large_original_comes_back_as_its_header(io: &str) {
     let profile = "[bounce_profile.default]\nreport_original_max = \"2KiB\"\n";
-    let scene = Scene::new(profile);
+    let scene = Scene::new(io, profile);
     let mut original = b"From: <s@home.test>\r\nSubject: large\r\n\r\n".to_vec();
     original.extend(b"this line is not for the report\r\n".repeat(100));
     scene.send("MAIL FROM:<s@home.test>", &["RCPT TO:<x@away.test>"], &original);
@@ -199,18 +199,18 @@ fn a_large_original_comes_back_as_its_header() {
     assert!(!text.contains("this line is not for the report"), "{text}");
 }
 
-#[test]
-fn ret_hdrs_asks_for_the_header_alone() {
-    let scene = Scene::new("");
+each_io!(ret_hdrs_asks_for_the_header_alone);
+fn ret_hdrs_asks_for_the_header_alone(io: &str) {
+    let scene = Scene::new(io, "");
     let original = b"Subject: small\r\n\r\nnot wanted back\r\n";
     scene.send("MAIL FROM:<s@home.test> RET=HDRS", &["RCPT TO:<x@away.test>"], original);
     let text = String::from_utf8(scene.settled(1.0)[0].data.clone()).unwrap();
     assert!(text.contains("Subject: small") && !text.contains("not wanted back"), "{text}");
 }
 
-#[test]
-fn a_report_that_bounces_is_not_reported() {
-    let scene = Scene::with_home("", refusing());
+each_io!(a_report_that_bounces_is_not_reported);
+fn a_report_that_bounces_is_not_reported(io: &str) {
+    let scene = Scene::with_home(io, "", refusing());
     scene.send("MAIL FROM:<s@home.test>", &["RCPT TO:<x@away.test>"], b"Subject: x\r\n\r\nx\r\n");
     // The message's recipient, and the report's.
     assert_eq!(scene.settled(2.0).len(), 0);
@@ -222,21 +222,21 @@ fn a_report_that_bounces_is_not_reported() {
     assert_eq!(scene.refusing.messages().len(), 0);
 }
 
-#[test]
-fn send_bounces_off_and_bounce_address_are_obeyed() {
-    let scene = Scene::new("[bounce_profile.default]\nsend_bounces = false\n");
+each_io!(send_bounces_off_and_bounce_address_are_obeyed);
+fn send_bounces_off_and_bounce_address_are_obeyed(io: &str) {
+    let scene = Scene::new(io, "[bounce_profile.default]\nsend_bounces = false\n");
     scene.send("MAIL FROM:<s@home.test>", &["RCPT TO:<x@away.test>"], b"Subject: x\r\n\r\nx\r\n");
     assert_eq!(scene.settled(1.0).len(), 0);
     let profile = "[bounce_profile.default]\nbounce_address = \"desk@home.test\"\n";
-    let scene = Scene::new(profile);
+    let scene = Scene::new(io, profile);
     scene.send("MAIL FROM:<s@else.test>", &["RCPT TO:<x@away.test>"], b"Subject: x\r\n\r\nx\r\n");
     let reports = scene.settled(1.0);
     assert!(reports[0].recipients[0].contains("desk@home.test"), "{reports:?}");
 }
 
-#[test]
-fn the_others_of_a_message_are_delivered() {
-    let scene = Scene::new("");
+each_io!(the_others_of_a_message_are_delivered);
+fn the_others_of_a_message_are_delivered(io: &str) {
+    let scene = Scene::new(io, "");
     scene.send(
         "MAIL FROM:<s@home.test>",
         &["RCPT TO:<x@away.test>", "RCPT TO:<friend@home.test>"],
@@ -247,16 +247,16 @@ fn the_others_of_a_message_are_delivered() {
     assert!(arrived.iter().any(|m| m.recipients[0].contains("friend@home.test")));
 }
 
+each_io!(a_report_outlives_a_crash);
 /// A bounce is settled only when its report is safe: a crash between loses neither.
-#[test]
-fn a_report_outlives_a_crash() {
+fn a_report_outlives_a_crash(io: &str) {
     let home = Peer::start(|peer, number| {
         // Down at first: the report has to wait.
         if number > 0 {
             peer.serve();
         }
     });
-    let mut scene = Scene::with_home("", home);
+    let mut scene = Scene::with_home(io, "", home);
     scene.send("MAIL FROM:<s@home.test>", &["RCPT TO:<x@away.test>"], b"Subject: x\r\n\r\nx\r\n");
     scene.engine.wait_log("generated for bounce");
     scene.engine.wait_log_count("Message finished MID", 1);

@@ -274,8 +274,23 @@ fn check_looks_at_the_spool_and_changes_nothing() {
     assert_eq!((code, &seen["spool"]["pending"]), (65, &2.into()), "{stdout}");
     assert!(shard.join("notes.txt").exists());
 
+    let file = engine.path("spool/spool");
+    let sound = fs::read(&file).unwrap();
+    fs::write(&file, "junk").unwrap();
+    for words in [&words[..], &["serve", "--config", "ringpost.toml"]] {
+        let (code, _, stderr) = ringpost(words, &folder);
+        assert_eq!(code, 65, "{stderr}");
+        assert!(stderr.contains("damaged") && stderr.lines().count() == 1, "{stderr}");
+    }
+    fs::write(&file, sound).unwrap();
+
     fs::rename(engine.path("spool"), engine.path("elsewhere")).unwrap();
     let (code, _, stderr) = ringpost(&words, &folder);
     assert_eq!(code, 66, "{stderr}");
     assert!(stderr.contains("spool"), "{stderr}");
+
+    fs::write(engine.path("spool"), "a file").unwrap();
+    let (code, _, stderr) = ringpost(&["serve", "--config", "ringpost.toml"], &folder);
+    assert_eq!(code, 73, "{stderr}");
+    assert!(stderr.contains("spool is no folder"), "{stderr}");
 }

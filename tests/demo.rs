@@ -95,7 +95,9 @@ fn assert_report(io: &str, report: &Value) {
 #[test]
 fn every_scene_happens_side_by_side_on_ring_and_epoll() {
     let folder = || tempfile::tempdir().unwrap();
-    let runs = common::io_modes().into_iter().map(|io| {
+    // It is told how to do its I/O, so it cannot be one to which io_uring is refused.
+    let modes = common::io_modes().into_iter().filter(|io| *io != "refused");
+    let runs = modes.map(|io| {
         let folder = folder();
         let child = start(folder.path(), &["--json", "--io", io]);
         (io, folder, child)

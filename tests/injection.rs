@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use common::{Client, Engine, Peer, Setup};
 
-fn engine(peer: &Peer) -> Engine {
-    Engine::start(&setup(peer))
+fn engine(io: &str, peer: &Peer) -> Engine {
+    Engine::start(&setup(io, peer))
 }
 
-fn setup(peer: &Peer) -> Setup {
-    Setup::new("auto", format!("ALL {}", peer.host(0)))
+fn setup(io: &str, peer: &Peer) -> Setup {
+    Setup::new(io, format!("ALL {}", peer.host(0)))
 }
 
 /// A connection to `to` from an address of our choice.
@@ -45,10 +45,10 @@ fn without_received(data: &[u8]) -> Vec<u8> {
     }
 }
 
-#[test]
-fn ehlo_offers_what_is_kept() {
+each_io!(ehlo_offers_what_is_kept);
+fn ehlo_offers_what_is_kept(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&setup(&peer).listener("max_message_size = \"1MiB\""));
+    let engine = Engine::start(&setup(io, &peer).listener("max_message_size = \"1MiB\""));
     let mut client = Client::greeted(engine.smtp);
     let reply = client.command("EHLO client.test");
     let offers: Vec<&str> = reply.lines().collect();
@@ -67,10 +67,10 @@ fn ehlo_offers_what_is_kept() {
     client.quit();
 }
 
-#[test]
-fn only_addresses_in_relay_from_may_relay() {
+each_io!(only_addresses_in_relay_from_may_relay);
+fn only_addresses_in_relay_from_may_relay(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&setup(&peer).listener("relay_from = [\"127.0.0.2/32\"]"));
+    let engine = Engine::start(&setup(io, &peer).listener("relay_from = [\"127.0.0.2/32\"]"));
     let mut stranger = engine.client();
     assert!(stranger.command("MAIL FROM:<a@a.test>").starts_with("250"));
     let refused = stranger.command("RCPT TO:<b@b.test>");
@@ -89,10 +89,10 @@ fn only_addresses_in_relay_from_may_relay() {
     engine.wait_log(" RELAY SG ");
 }
 
-#[test]
-fn a_domain_without_a_route_gets_451_4_4_4() {
+each_io!(a_domain_without_a_route_gets_451_4_4_4);
+fn a_domain_without_a_route_gets_451_4_4_4(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&Setup::new("auto", format!("known.test {}", peer.host(0))));
+    let engine = Engine::start(&Setup::new(io, format!("known.test {}", peer.host(0))));
     let mut client = engine.client();
     assert!(client.command("MAIL FROM:<a@known.test>").starts_with("250"));
     let refused = client.command("RCPT TO:<b@unknown.test>");
@@ -103,10 +103,10 @@ fn a_domain_without_a_route_gets_451_4_4_4() {
     assert_eq!(peer.messages().len(), 1);
 }
 
-#[test]
-fn a_message_over_the_size_is_refused_at_mail_and_at_its_end() {
+each_io!(a_message_over_the_size_is_refused_at_mail_and_at_its_end);
+fn a_message_over_the_size_is_refused_at_mail_and_at_its_end(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&setup(&peer).listener("max_message_size = \"64KiB\""));
+    let engine = Engine::start(&setup(io, &peer).listener("max_message_size = \"64KiB\""));
     let mut client = engine.client();
     let refused = client.command("MAIL FROM:<a@a.test> SIZE=65537");
     assert!(refused.starts_with("552 5.3.4"), "{refused}");
@@ -122,10 +122,10 @@ fn a_message_over_the_size_is_refused_at_mail_and_at_its_end() {
     assert_eq!(peer.messages().len(), 1);
 }
 
-#[test]
-fn recipients_over_the_limit_get_452_and_the_others_go() {
+each_io!(recipients_over_the_limit_get_452_and_the_others_go);
+fn recipients_over_the_limit_get_452_and_the_others_go(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&setup(&peer).listener("max_recipients = 3"));
+    let engine = Engine::start(&setup(io, &peer).listener("max_recipients = 3"));
     let mut client = engine.client();
     client.envelope("a@a.test", &["1@b.test", "2@b.test", "3@b.test"]);
     for _ in 0..2 {
@@ -139,10 +139,10 @@ fn recipients_over_the_limit_get_452_and_the_others_go() {
     assert_eq!(messages[0].recipients.len(), 3);
 }
 
-#[test]
-fn rset_forgets_the_transaction() {
+each_io!(rset_forgets_the_transaction);
+fn rset_forgets_the_transaction(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     let mut client = engine.client();
     client.envelope("wrong@a.test", &["wrong@b.test"]);
     assert!(client.command("RSET").starts_with("250"));
@@ -155,10 +155,10 @@ fn rset_forgets_the_transaction() {
     engine.wait_log("Message aborted MID");
 }
 
-#[test]
-fn whole_transactions_come_in_one_write() {
+each_io!(whole_transactions_come_in_one_write);
+fn whole_transactions_come_in_one_write(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     let mut client = engine.client();
     let mut all = String::new();
     for n in 0..3 {
@@ -185,10 +185,10 @@ fn whole_transactions_come_in_one_write() {
     }
 }
 
-#[test]
-fn bdat_carries_any_bytes() {
+each_io!(bdat_carries_any_bytes);
+fn bdat_carries_any_bytes(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     let mut client = engine.client();
     let (first, second) = (b"Subject: chunks\r\n\r\n.leading dot\r\n", b"..\r\n.\r\nlast\r\n");
     client.envelope("a@a.test", &["b@b.test"]);
@@ -205,10 +205,10 @@ fn bdat_carries_any_bytes() {
     assert_eq!(without_received(&peer.messages()[0].data), expected);
 }
 
+each_io!(no_other_end_of_data_makes_a_second_message);
 /// SMTP smuggling: line ends that some servers take for the end of data and others do not
 /// (CVE-2023-51764 and its kin). Only CR LF . CR LF ends the data.
-#[test]
-fn no_other_end_of_data_makes_a_second_message() {
+fn no_other_end_of_data_makes_a_second_message(io: &str) {
     let vectors: [&[u8]; 10] = [
         b"\n.\n",
         b"\n.\r\n",
@@ -222,7 +222,7 @@ fn no_other_end_of_data_makes_a_second_message() {
         b"\r\n.\0\r\n",
     ];
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     for vector in vectors {
         let shown = String::from_utf8_lossy(vector).escape_debug().to_string();
         let mut client = engine.client();
@@ -250,10 +250,10 @@ fn no_other_end_of_data_makes_a_second_message() {
     }
 }
 
-#[test]
-fn who_talks_before_the_greeting_is_sent_away() {
+each_io!(who_talks_before_the_greeting_is_sent_away);
+fn who_talks_before_the_greeting_is_sent_away(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     // The kernel takes the connection and the first bytes while the engine stands still.
     engine.signal("STOP");
     let mut client = Client::over(TcpStream::connect(engine.smtp).unwrap());
@@ -264,12 +264,12 @@ fn who_talks_before_the_greeting_is_sent_away() {
     assert_eq!(client.reply(), "");
 }
 
-#[test]
-fn connections_over_a_limit_get_421_4_7_0() {
+each_io!(connections_over_a_limit_get_421_4_7_0);
+fn connections_over_a_limit_get_421_4_7_0(io: &str) {
     let peer = Peer::good();
     let limits = "max_connections = 3\nmax_connections_per_ip = 2\n\
                   relay_from = [\"127.0.0.0/8\"]";
-    let engine = Engine::start(&setup(&peer).listener(limits));
+    let engine = Engine::start(&setup(io, &peer).listener(limits));
     let refused = |ip: [u8; 4]| {
         let mut client = Client::over(connect_from(ip, engine.smtp));
         let greeting = client.reply();
@@ -290,10 +290,10 @@ fn connections_over_a_limit_get_421_4_7_0() {
     engine.wait("room for one more", || refused([127, 0, 0, 1]).is_ok());
 }
 
-#[test]
-fn recipients_of_two_domains_travel_in_two_deliveries() {
+each_io!(recipients_of_two_domains_travel_in_two_deliveries);
+fn recipients_of_two_domains_travel_in_two_deliveries(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     engine.send("a@a.test", &["x@one.test", "y@two.test", "z@one.test"]);
     engine.wait_log("Message finished");
     let lines = engine.log_lines();
@@ -310,10 +310,10 @@ fn recipients_of_two_domains_travel_in_two_deliveries() {
     assert_eq!(sizes, [1, 2]);
 }
 
-#[test]
-fn bodies_leave_as_they_came() {
+each_io!(bodies_leave_as_they_came);
+fn bodies_leave_as_they_came(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     let all_bytes: Vec<u8> = (1..=255u8).filter(|b| !matches!(b, b'\r' | b'\n')).collect();
     let bodies: [Vec<u8>; 4] = [
         b"Subject: dots\r\n\r\n.\r\n..\r\n.leading\r\nend.\r\n".to_vec(),
@@ -340,30 +340,48 @@ fn bodies_leave_as_they_came() {
     assert!(messages.iter().all(|m| m.mail.contains("BODY=8BITMIME")), "{messages:?}");
 }
 
-/// A host that does not offer `missing`.
+/// A host that does not offer `missing`; without SIZE it takes ten octets.
 fn host_without(missing: &'static str) -> Peer {
     Peer::start(move |peer, _| {
-        peer.extensions.retain(|offer| offer != missing);
+        peer.extensions.retain(|offer| !offer.starts_with(missing));
+        if missing == "SIZE" {
+            peer.extensions.push("SIZE 10".into());
+        }
         peer.serve();
     })
 }
 
-#[test]
-fn mail_that_a_host_cannot_carry_bounces_with_its_reason() {
+each_io!(mail_that_a_host_cannot_carry_goes_to_another_or_bounces_with_its_reason);
+fn mail_that_a_host_cannot_carry_goes_to_another_or_bounces_with_its_reason(io: &str) {
     let table = [
         ("SMTPUTF8", "MAIL FROM:<a@a.test> SMTPUTF8", "b\u{fc}@b.test", "5.6.7"),
         ("8BITMIME", "MAIL FROM:<a@a.test> BODY=8BITMIME", "b@b.test", "5.6.3"),
+        ("SIZE", "MAIL FROM:<a@a.test> BODY=8BITMIME", "b@b.test", "5.3.4"),
     ];
-    for (missing, mail, recipient, status) in table {
+    let with_another = table.iter().map(|row| (row, true));
+    for ((missing, mail, recipient, status), another) in
+        table.iter().map(|row| (row, false)).chain(with_another)
+    {
         let (poor, reports) = (host_without(missing), Peer::good());
-        let routes = format!("a.test {}\nALL {}\n", reports.host(0), poor.host(0));
-        let engine = Engine::start(&Setup::new("auto", routes));
+        let rich = Peer::start(|peer, _| {
+            peer.extensions.push("SMTPUTF8".into());
+            peer.serve();
+        });
+        let spare = if another { format!(", {}", rich.host(10)) } else { String::new() };
+        let routes = format!("a.test {}\nALL {}{spare}\n", reports.host(0), poor.host(0));
+        let engine = Engine::start(&Setup::new(io, routes));
         let mut client = engine.client();
         assert!(client.command(mail).starts_with("250"));
         let reply = client.command(&format!("RCPT TO:<{recipient}>"));
         assert!(reply.starts_with("250"), "{reply}");
         let reply = client.data("Subject: eight\r\n\r\ngr\u{fc}n\r\n".as_bytes());
         assert!(reply.starts_with("250"), "{reply}");
+        if another {
+            engine.wait("the other host's turn", || rich.messages().len() == 1);
+            engine.wait_empty();
+            assert_eq!((poor.messages().len(), reports.messages().len()), (0, 0), "{missing}");
+            continue;
+        }
         engine.wait_log(&format!("to RID 0 - {status}"));
         engine.wait_empty();
         assert!(engine.log().contains("Bounced: DCID"), "{}", engine.log());
@@ -375,10 +393,10 @@ fn mail_that_a_host_cannot_carry_bounces_with_its_reason() {
     }
 }
 
-#[test]
-fn a_client_that_vanishes_in_data_leaves_nothing() {
+each_io!(a_client_that_vanishes_in_data_leaves_nothing);
+fn a_client_that_vanishes_in_data_leaves_nothing(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     let mut client = engine.client();
     client.envelope("a@a.test", &["b@b.test"]);
     assert!(client.command("DATA").starts_with("354"));

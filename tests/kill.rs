@@ -18,6 +18,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use common::{Engine, Setup};
@@ -27,8 +28,8 @@ use ringpost::lab::source::{self, Progress, SourceOptions};
 /// The engine runs between these times before it is killed.
 const LIFE_MS: std::ops::Range<u64> = 300..1_200;
 
-#[test]
-fn what_was_answered_survives_kill_9() {
+each_io!(what_was_answered_survives_kill_9);
+fn what_was_answered_survives_kill_9(io: &str) {
     let rounds: u32 =
         std::env::var("RINGPOST_KILL_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
     let dump = tempfile::tempdir().unwrap();
@@ -40,7 +41,7 @@ fn what_was_answered_survives_kill_9() {
         ..SinkOptions::default()
     })
     .unwrap();
-    let mut engine = Engine::start(&Setup::new("auto", format!("ALL {}", sink.address())));
+    let mut engine = Engine::start(&Setup::new(io, format!("ALL {}", sink.address())));
     engine.kill();
     let smtp = pin_port(&engine);
     engine.launch();
@@ -58,7 +59,7 @@ fn what_was_answered_survives_kill_9() {
         engine.wait_log_count("Begin Logfile", round as usize + 2);
         engine.assert_conservation();
         let found = engine.metric("ringpost_recipients_accepted_total{source=\"found_at_start\"}");
-        eprintln!("round {round}: back after {back:?}, found {found} recipients");
+        eprintln!("io = {io}, round {round}: back after {back:?}, found {found} recipients");
     }
     std::thread::sleep(Duration::from_millis(200));
     progress.stop();
@@ -85,9 +86,9 @@ fn what_was_answered_survives_kill_9() {
     assert!(unexplained.is_empty(), "repeated, but never called uncertain: {unexplained:?}");
     let again = received.values().filter(|received| received.times > 1).count();
     println!(
-        "{rounds} kills: {} answered, {} received, 0 lost; {} named uncertain, {} of them \
-         repeated, all of them named; {again} ids received more than once, those included that \
-         the source sent again",
+        "io = {io}, {rounds} kills: {} answered, {} received, 0 lost; {} named uncertain, \
+         {} of them repeated, all of them named; {again} ids received more than once, those \
+         included that the source sent again",
         report.acknowledged,
         arrivals.values().sum::<usize>(),
         uncertain.len(),
@@ -114,7 +115,10 @@ fn load(to: SocketAddr) -> SourceOptions {
 /// Puts the listener on a port that it keeps from life to life. It lies below the range of
 /// ephemeral ports, so that no outgoing connection takes it while the engine is down.
 fn pin_port(engine: &Engine) -> SocketAddr {
+    static ENGINES: AtomicU16 = AtomicU16::new(0);
     let first = 20_000 + u16::try_from(std::process::id() % 5_000).unwrap();
+    // Each engine of this process looks through ports of its own.
+    let first = first + 1_000 * ENGINES.fetch_add(1, Ordering::Relaxed);
     let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let port = (first..first + 1_000).find(free).unwrap();
     let file = engine.path("ringpost.toml");

@@ -59,12 +59,12 @@ fn time_of(log: &str, text: &str, count: usize) -> u32 {
     parts[0] * 3600 + parts[1] * 60 + parts[2]
 }
 
-#[test]
-fn a_retry_time_is_kept_across_a_restart() {
+each_io!(a_retry_time_is_kept_across_a_restart);
+fn a_retry_time_is_kept_across_a_restart(io: &str) {
     for kill in [false, true] {
         let busy = Arc::new(AtomicBool::new(true));
         let (peer, asked) = moody(&busy);
-        let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+        let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
         let mut engine = Engine::start(&setup.tables(&retries("4s", "")));
         engine.send("a@a.test", &["b@b.test"]);
         engine.wait_log("pending till");
@@ -92,11 +92,11 @@ fn a_retry_time_is_kept_across_a_restart() {
     }
 }
 
-#[test]
-fn the_second_wait_doubles_across_a_restart() {
+each_io!(the_second_wait_doubles_across_a_restart);
+fn the_second_wait_doubles_across_a_restart(io: &str) {
     let busy = Arc::new(AtomicBool::new(true));
     let (peer, asked) = moody(&busy);
-    let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+    let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
     let mut engine = Engine::start(&setup.tables(&retries("1s", "")));
     engine.send("a@a.test", &["b@b.test"]);
     engine.wait_log("pending till");
@@ -114,11 +114,11 @@ fn the_second_wait_doubles_across_a_restart() {
     assert!(gaps[1] >= Duration::from_millis(1_950), "{gaps:?}");
 }
 
-#[test]
-fn mail_bounces_after_its_last_retry_also_across_a_restart() {
+each_io!(mail_bounces_after_its_last_retry_also_across_a_restart);
+fn mail_bounces_after_its_last_retry_also_across_a_restart(io: &str) {
     let busy = Arc::new(AtomicBool::new(true));
     let (peer, asked) = moody(&busy);
-    let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+    let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
     let mut engine = Engine::start(&setup.tables(&retries("1s", "max_retries = 1\n")));
     engine.send("", &["b@b.test"]);
     engine.wait_log("pending till");
@@ -131,10 +131,10 @@ fn mail_bounces_after_its_last_retry_also_across_a_restart() {
     assert!(log.contains("4.2.1") && log.contains("Message finished MID"), "{log}");
 }
 
-#[test]
-fn mail_bounces_when_its_time_in_queue_is_over_also_while_all_hosts_are_down() {
+each_io!(mail_bounces_when_its_time_in_queue_is_over_also_while_all_hosts_are_down);
+fn mail_bounces_when_its_time_in_queue_is_over_also_while_all_hosts_are_down(io: &str) {
     for kill in [None, Some(false), Some(true)] {
-        let setup = Setup::new("auto", format!("ALL {}", Peer::nobody()));
+        let setup = Setup::new(io, format!("ALL {}", Peer::nobody()));
         let mut engine =
             Engine::start(&setup.tables(&retries("1s", "max_time_in_queue = \"3s\"\n")));
         let start = Instant::now();
@@ -168,11 +168,11 @@ fn set_shards(engine: &Engine, from: u32, to: u32) {
     fs::write(file, changed).unwrap();
 }
 
-#[test]
-fn another_number_of_shards_adopts_what_is_queued() {
+each_io!(another_number_of_shards_adopts_what_is_queued);
+fn another_number_of_shards_adopts_what_is_queued(io: &str) {
     let busy = Arc::new(AtomicBool::new(true));
     let (peer, _) = moody(&busy);
-    let mut setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+    let mut setup = Setup::new(io, format!("ALL {}", peer.host(0)));
     setup.top = setup.top.replace("shards = 2", "shards = 1");
     let mut engine = Engine::start(&setup.tables(&retries("6s", "")));
     let pending = |engine: &Engine| engine.metric("ringpost_recipients_pending");
@@ -207,10 +207,10 @@ fn another_number_of_shards_adopts_what_is_queued() {
     }
 }
 
-#[test]
-fn a_second_engine_on_the_spool_refuses_and_names_the_first() {
+each_io!(a_second_engine_on_the_spool_refuses_and_names_the_first);
+fn a_second_engine_on_the_spool_refuses_and_names_the_first(io: &str) {
     let peer = Peer::good();
-    let engine = Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))));
+    let engine = Engine::start(&Setup::new(io, format!("ALL {}", peer.host(0))));
     let config = engine.path("ringpost.toml");
     let config = config.to_str().unwrap();
     let (code, stdout, stderr) = common::ringpost(&["serve", "--config", config], &engine.path(""));
@@ -223,8 +223,8 @@ fn a_second_engine_on_the_spool_refuses_and_names_the_first() {
     assert_eq!(peer.messages().len(), 1, "the first one is not disturbed");
 }
 
-#[test]
-fn the_log_says_what_a_start_found() {
+each_io!(the_log_says_what_a_start_found);
+fn the_log_says_what_a_start_found(io: &str) {
     let (seen, has_seen) = mpsc::channel();
     let peer = Peer::start(move |peer, number| {
         if number > 0 {
@@ -235,7 +235,7 @@ fn the_log_says_what_a_start_found() {
             peer.hang();
         }
     });
-    let mut engine = Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))));
+    let mut engine = Engine::start(&Setup::new(io, format!("ALL {}", peer.host(0))));
     engine.send("a@a.test", &["b@b.test", "c@b.test"]);
     has_seen.recv().unwrap();
     engine.kill();
@@ -253,10 +253,10 @@ fn the_log_says_what_a_start_found() {
     assert_eq!(peer.messages().len(), 1);
 }
 
-#[test]
-fn ids_are_not_used_twice() {
+each_io!(ids_are_not_used_twice);
+fn ids_are_not_used_twice(io: &str) {
     let peer = Peer::good();
-    let mut engine = Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))));
+    let mut engine = Engine::start(&Setup::new(io, format!("ALL {}", peer.host(0))));
     for n in 1..=3 {
         engine.send("a@a.test", &["b@b.test"]);
         engine.wait_empty();
@@ -275,13 +275,13 @@ fn ids_are_not_used_twice() {
     }
 }
 
-#[test]
-fn a_large_message_survives_byte_for_byte() {
+each_io!(a_large_message_survives_byte_for_byte);
+fn a_large_message_survives_byte_for_byte(io: &str) {
     const OCTETS: usize = 20 << 20;
     for kill in [false, true] {
         let busy = Arc::new(AtomicBool::new(true));
         let (peer, _) = moody(&busy);
-        let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+        let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
         let mut engine = Engine::start(&setup.tables(&retries("2s", "")));
         let mut message = b"Subject: large\r\n\r\n".to_vec();
         let mut n = 0u64;
@@ -309,13 +309,13 @@ fn a_large_message_survives_byte_for_byte() {
     }
 }
 
-#[test]
-fn only_what_is_open_is_tried_again() {
+each_io!(only_what_is_open_is_tried_again);
+fn only_what_is_open_is_tried_again(io: &str) {
     let busy = Arc::new(AtomicBool::new(true));
     let (peer, asked) = moody(&busy);
     let good = Peer::good();
     let routes = format!("good.test {}\nALL {}", good.host(0), peer.host(0));
-    let mut engine = Engine::start(&Setup::new("auto", routes).tables(&retries("1s", "")));
+    let mut engine = Engine::start(&Setup::new(io, routes).tables(&retries("1s", "")));
     engine.send("a@a.test", &["x@good.test", "y@busy.test", "z@good.test"]);
     engine.wait_log("pending till");
     engine.wait_log("Message done DCID");
@@ -331,9 +331,9 @@ fn only_what_is_open_is_tried_again() {
     assert_eq!(taken[0].recipients, ["RCPT TO:<y@busy.test>"]);
 }
 
+each_io!(a_message_in_flight_at_three_crashes_is_held);
 /// A message under which the engine dies again and again is held, and others pass.
-#[test]
-fn a_message_in_flight_at_three_crashes_is_held() {
+fn a_message_in_flight_at_three_crashes_is_held(io: &str) {
     let (seen, has_seen) = mpsc::channel();
     let fatal = Peer::start(move |peer, _| {
         if peer.hello() && peer.up_to_data() && peer.body().is_some() {
@@ -343,7 +343,7 @@ fn a_message_in_flight_at_three_crashes_is_held() {
     });
     let good = Peer::good();
     let routes = format!("good.test {}\nALL {}", good.host(0), fatal.host(0));
-    let mut engine = Engine::start(&Setup::new("auto", routes));
+    let mut engine = Engine::start(&Setup::new(io, routes));
     engine.send("a@a.test", &["x@fatal.test"]);
     for crash in 1..=3 {
         has_seen.recv_timeout(common::PATIENCE).unwrap();

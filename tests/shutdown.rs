@@ -18,8 +18,8 @@ use common::{Client, Engine, Peer, Setup};
 use ringpost::lab::sink::{Behaviour, Sink, SinkOptions};
 use ringpost::lab::source::{self, SourceOptions};
 
-fn engine(peer: &Peer) -> Engine {
-    Engine::start(&Setup::new("auto", format!("ALL {}", peer.host(0))))
+fn engine(io: &str, peer: &Peer) -> Engine {
+    Engine::start(&Setup::new(io, format!("ALL {}", peer.host(0))))
 }
 
 /// A peer that takes everything, but lets `delay` pass before its reply to a final dot, and tells
@@ -41,10 +41,10 @@ fn late_peer(delay: Duration) -> (Peer, mpsc::Receiver<()>) {
     (peer, has_dot)
 }
 
-#[test]
-fn term_and_int_while_idle_end_at_once_with_exit_code_0() {
+each_io!(term_and_int_while_idle_end_at_once_with_exit_code_0);
+fn term_and_int_while_idle_end_at_once_with_exit_code_0(io: &str) {
     let peer = Peer::good();
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     engine.send("a@a.test", &["b@b.test"]);
     engine.wait_empty();
     // It does not read its 421, and is waited for a little.
@@ -59,10 +59,10 @@ fn term_and_int_while_idle_end_at_once_with_exit_code_0() {
     drop(idle);
 }
 
-#[test]
-fn an_idle_client_hears_421() {
+each_io!(an_idle_client_hears_421);
+fn an_idle_client_hears_421(io: &str) {
     let peer = Peer::good();
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     let mut client = engine.client();
     engine.signal("TERM");
     let farewell = client.reply();
@@ -71,10 +71,10 @@ fn an_idle_client_hears_421() {
     assert_eq!(engine.wait_exit(), Some(0));
 }
 
-#[test]
-fn a_client_in_the_middle_of_data_finishes() {
+each_io!(a_client_in_the_middle_of_data_finishes);
+fn a_client_in_the_middle_of_data_finishes(io: &str) {
     let peer = Peer::good();
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     let mut client = engine.client();
     client.envelope("a@a.test", &["b@b.test"]);
     assert!(client.command("DATA").starts_with("354"));
@@ -95,11 +95,11 @@ fn a_client_in_the_middle_of_data_finishes() {
     assert_eq!(peer.messages().len(), usize::from(taken));
 }
 
+each_io!(a_client_that_stalls_in_data_is_cut_after_10_s);
 /// Everything but replies to a final dot gets 10 s.
-#[test]
-fn a_client_that_stalls_in_data_is_cut_after_10_s() {
+fn a_client_that_stalls_in_data_is_cut_after_10_s(io: &str) {
     let peer = Peer::good();
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     let mut client = engine.client();
     client.envelope("a@a.test", &["b@b.test"]);
     assert!(client.command("DATA").starts_with("354"));
@@ -112,8 +112,8 @@ fn a_client_that_stalls_in_data_is_cut_after_10_s() {
     assert!(engine.log().contains("Message aborted MID"), "{}", engine.log());
 }
 
-#[test]
-fn a_delivery_before_its_final_dot_is_finished_or_kept() {
+each_io!(a_delivery_before_its_final_dot_is_finished_or_kept);
+fn a_delivery_before_its_final_dot_is_finished_or_kept(io: &str) {
     let (seen, has_seen) = mpsc::channel();
     let peer = Peer::start(move |peer, number| {
         if peer.hello() {
@@ -127,7 +127,7 @@ fn a_delivery_before_its_final_dot_is_finished_or_kept() {
             });
         }
     });
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     engine.send("a@a.test", &["b@b.test"]);
     has_seen.recv().unwrap();
     let start = Instant::now();
@@ -142,11 +142,11 @@ fn a_delivery_before_its_final_dot_is_finished_or_kept() {
     assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
 }
 
-#[test]
-fn a_delivery_past_its_final_dot_is_waited_for() {
+each_io!(a_delivery_past_its_final_dot_is_waited_for);
+fn a_delivery_past_its_final_dot_is_waited_for(io: &str) {
     for signal in ["TERM", "INT"] {
         let (peer, dot) = late_peer(Duration::from_millis(1_500));
-        let mut engine = engine(&peer);
+        let mut engine = engine(io, &peer);
         engine.send("a@a.test", &["b@b.test"]);
         dot.recv().unwrap();
         engine.signal(signal);
@@ -161,10 +161,10 @@ fn a_delivery_past_its_final_dot_is_waited_for() {
     }
 }
 
-#[test]
-fn a_final_reply_that_comes_too_late_leaves_an_uncertain_recipient() {
+each_io!(a_final_reply_that_comes_too_late_leaves_an_uncertain_recipient);
+fn a_final_reply_that_comes_too_late_leaves_an_uncertain_recipient(io: &str) {
     let (peer, dot) = late_peer(Duration::from_secs(4));
-    let setup = Setup::new("auto", format!("ALL {}", peer.host(0)));
+    let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
     let mut engine = Engine::start(&setup.top("shutdown_final_reply = \"1s\""));
     engine.send("a@a.test", &["b@b.test"]);
     dot.recv().unwrap();
@@ -179,10 +179,10 @@ fn a_final_reply_that_comes_too_late_leaves_an_uncertain_recipient() {
     assert_eq!(engine.metric("ringpost_recipients_uncertain_total"), 1.0);
 }
 
-#[test]
-fn a_second_term_ends_at_once() {
+each_io!(a_second_term_ends_at_once);
+fn a_second_term_ends_at_once(io: &str) {
     let (peer, dot) = late_peer(Duration::from_secs(6));
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     engine.send("a@a.test", &["b@b.test"]);
     dot.recv().unwrap();
     engine.signal("TERM");
@@ -197,10 +197,10 @@ fn a_second_term_ends_at_once() {
     engine.wait_empty();
 }
 
-#[test]
-fn nothing_is_taken_while_the_end_is_awaited() {
+each_io!(nothing_is_taken_while_the_end_is_awaited);
+fn nothing_is_taken_while_the_end_is_awaited(io: &str) {
     let (peer, dot) = late_peer(Duration::from_secs(2));
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     engine.send("a@a.test", &["b@b.test"]);
     dot.recv().unwrap();
     engine.signal("TERM");
@@ -210,10 +210,10 @@ fn nothing_is_taken_while_the_end_is_awaited() {
     assert_eq!(engine.wait_exit(), Some(0));
 }
 
-#[test]
-fn hup_reopens_the_log() {
+each_io!(hup_reopens_the_log);
+fn hup_reopens_the_log(io: &str) {
     let peer = Peer::good();
-    let engine = engine(&peer);
+    let engine = engine(io, &peer);
     engine.send("a@a.test", &["first@b.test"]);
     engine.wait_log("Message finished");
     fs::rename(engine.path("mail_logs"), engine.path("mail_logs.1")).unwrap();
@@ -228,16 +228,16 @@ fn hup_reopens_the_log() {
     assert!(client.command("NOOP").starts_with("250"), "the engine takes mail as before");
 }
 
+each_io!(term_under_load_loses_and_repeats_nothing);
 /// Restarts in good order under load: nothing is lost, and nothing arrives twice either.
-#[test]
-fn term_under_load_loses_and_repeats_nothing() {
+fn term_under_load_loses_and_repeats_nothing(io: &str) {
     let sink = Sink::start(SinkOptions {
         behaviour: Behaviour { delay: Duration::from_millis(3), ..Behaviour::default() },
         keep_ids: true,
         ..SinkOptions::default()
     })
     .unwrap();
-    let setup = Setup::new("auto", format!("ALL {}", sink.address()));
+    let setup = Setup::new(io, format!("ALL {}", sink.address()));
     let mut engine = Engine::start(&setup);
     let mut answered = Vec::new();
     for round in 0..3 {
@@ -271,11 +271,11 @@ fn term_under_load_loses_and_repeats_nothing() {
     assert!(!engine.log().contains("Possible Delivery"), "{}", engine.log());
 }
 
+each_io!(term_right_after_the_start_ends_in_good_order);
 /// The handlers stand before the start is announced.
-#[test]
-fn term_right_after_the_start_ends_in_good_order() {
+fn term_right_after_the_start_ends_in_good_order(io: &str) {
     let peer = Peer::good();
-    let mut engine = engine(&peer);
+    let mut engine = engine(io, &peer);
     for _ in 0..10 {
         engine.stop();
         engine.launch();

@@ -108,8 +108,9 @@ fn send_many(engine: &Engine, count: usize) {
 
 /// An engine with one shard, so that one connection has all the mail.
 fn engine(io: &str, routes: String, tables: &str) -> Engine {
-    let setup = Setup { top: format!("io = \"{io}\"\nshards = 1\n"), ..Setup::new(io, routes) };
-    Engine::start(&setup.tables(tables))
+    let mut setup = Setup::new(io, routes).tables(tables);
+    setup.top = setup.top.replace("shards = 2", "shards = 1");
+    Engine::start(&setup)
 }
 
 fn subjects(peer: &Peer) -> Vec<String> {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{CliError, Exit, print};
 use crate::config::{self, Problem, Snapshot};
 use crate::control::terminal::{tell, tell_plainly};
+use crate::queue::SpoolError;
 use crate::queue::inspect::{Inspection, inspect};
 use crate::route::Pattern;
 
@@ -69,7 +70,14 @@ impl Arguments {
 }
 
 fn look_at(spool: &Path) -> Result<Inspection, CliError> {
-    inspect(spool).map_err(|error| CliError::new(Exit::NoInput, error))
+    inspect(spool).map_err(|error| {
+        let exit = match error {
+            SpoolError::Damaged(_) => Exit::DataErr,
+            SpoolError::FutureVersion(_) => Exit::Unavailable,
+            SpoolError::Locked { .. } | SpoolError::Io(..) => Exit::NoInput,
+        };
+        CliError::new(exit, error)
+    })
 }
 
 fn tell_spool(seen: &Inspection) -> Result<Exit, CliError> {

@@ -5,7 +5,7 @@
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::exit::{CliError, Exit};
 use crate::config;
@@ -45,6 +45,7 @@ impl Arguments {
         let admin = bind_admin(snapshot.admin.address)?;
         let admin_address = admin.local_addr().map_err(|e| CliError::new(Exit::OsErr, e))?;
         try_log(&snapshot.log.target)?;
+        try_spool(&snapshot.queue.spool)?;
         let token = Token::load_or_make(&snapshot.admin.token_file).map_err(token_error)?;
         if let Some(note) = super::check::without_default_route(&snapshot) {
             tell(note);
@@ -93,15 +94,25 @@ fn try_log(target: &LogTarget) -> Result<(), CliError> {
     let LogTarget::File(file) = target else { return Ok(()) };
     let opened = OpenOptions::new().append(true).create(true).open(file);
     let refused = |error: std::io::Error| {
-        let exit = match error.kind() {
-            ErrorKind::PermissionDenied => Exit::NoPerm,
-            _ => Exit::CantCreate,
+        let (exit, hint) = match error.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPerm, "let this user write there"),
+            ErrorKind::NotFound => (Exit::CantCreate, "make its folder"),
+            _ => (Exit::CantCreate, "see that it can be a file"),
         };
+        let what = format!("{hint}, or choose another [log] mail (\"-\": standard output)");
         let file = file.display();
-        let what = "make its folder, or choose another [log] mail (\"-\": standard output)";
         CliError::new(exit, format!("cannot write the mail log {file}: {error}; {what}"))
     };
     opened.map(drop).map_err(refused)
+}
+
+/// The token may lie in the spool, and a file in its place would be told of as the token's fault.
+fn try_spool(spool: &Path) -> Result<(), CliError> {
+    if spool.exists() && !spool.is_dir() {
+        let what = "is no folder: choose another spool";
+        return Err(CliError::new(Exit::CantCreate, format!("spool {} {what}", spool.display())));
+    }
+    Ok(())
 }
 
 fn bind_admin(address: SocketAddr) -> Result<TcpListener, CliError> {

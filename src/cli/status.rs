@@ -105,6 +105,7 @@ fn counters(out: &mut String, status: &Status) -> fmt::Result {
         ("Connections in", t.connections_in),
         ("Connections out", t.connections_out),
         ("Connection errors", t.connection_errors),
+        ("No room for connections", t.shortages),
         ("Failovers", t.failovers),
         ("Log lines dropped", t.log_lines_dropped),
     ];

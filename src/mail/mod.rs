@@ -21,7 +21,7 @@ pub use envelope::{BodyKind, Envelope, MessageFacts, Notify, Recipient, Ret};
 pub use ids::{Dcid, Handle, Icid, Mid, Rid, ShardId};
 pub use outcome::{
     Accepted, ConnectionCause, ConnectionFailure, PossiblyAccepted, ProofOfSafety,
-    RecipientOutcome, Stage,
+    RecipientOutcome, Shortage, Stage,
 };
 pub use status::{Enhanced, Failure, Reply};
 pub use time::{Mono, Now, Wall};

@@ -133,6 +133,44 @@ pub struct ConnectionFailure {
     pub cause: ConnectionCause,
 }
 
+/// What our own machine lacked for a connection: it says nothing of the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// This process has as many open files as it may have.
+    ProcessFiles,
+    /// The machine has as many open files as it may have.
+    SystemFiles,
+    /// The kernel has no memory for a socket.
+    Memory,
+    /// No port is free for the source address, or that address is not ours.
+    Ports,
+}
+
+impl Shortage {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ProcessFiles, Self::SystemFiles, Self::Memory, Self::Ports];
+
+    /// What is lacking and what to change, for the log.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::ProcessFiles => {
+                "this process may open no more files: raise LimitNOFILE= of its unit (ulimit -n), \
+                 or lower max_connections_out and max_connections"
+            }
+            Self::SystemFiles => "the machine may open no more files: raise sysctl fs.file-max",
+            Self::Memory => {
+                "the kernel has no memory for sockets: raise sysctl net.ipv4.tcp_mem, or lower \
+                 max_connections_out"
+            }
+            Self::Ports => {
+                "no source port is free, or the source address is not ours: widen sysctl \
+                 net.ipv4.ip_local_port_range, or see to interface of [destination]"
+            }
+        }
+    }
+}
+
 /// How a connection failed: the three reasons of the mail log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ConnectionCause {

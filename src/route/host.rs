@@ -267,6 +267,15 @@ impl Host {
         }
     }
 
+    /// The probe could not be made, for a reason that says nothing of the host: due again at
+    /// `until`, with the same back-off. A probe that was taken over meanwhile changes nothing.
+    pub fn probe_put_off(&self, probe: Probe, until: Mono) {
+        let same = Health::unpack(probe.word);
+        let due = Health { phase: Phase::Down, until_ms: until.0, ..same }.pack();
+        // Lost to whoever took it over, or to a session that proved the host up.
+        let _ours = self.health.compare_exchange(probe.word, due, Relaxed, Relaxed).is_ok();
+    }
+
     /// A connection failed at connect, greeting or EHLO.
     pub fn connection_failed(&self, now: Mono) -> Verdict {
         self.touch(now);

@@ -450,3 +450,21 @@ fn a_preview_sees_what_is_known_and_makes_nothing_known() {
     assert!(matches!(preview().explain(Mono(9))[2].status, Status::Down { .. }));
     assert_eq!(registry.known_host(address(1)).unwrap().last_used(), used);
 }
+
+#[test]
+fn a_probe_that_could_not_be_made_is_due_again_with_the_same_back_off() {
+    let host = host();
+    host.connection_failed(Mono(0));
+    let probe = host.try_probe(Mono(1000), 500).unwrap();
+    host.probe_put_off(probe, Mono(1100));
+    assert_eq!(host.status(Mono(1099)), Status::Down { until: Mono(1100) });
+    let probe = host.try_probe(Mono(1100), 500).unwrap();
+    assert_eq!(host.probe_failed(probe, Mono(1200)), Verdict::WentDown { until: Mono(3200) });
+    let late = host.try_probe(Mono(3200), 500).unwrap();
+    let second = host.try_probe(Mono(3700), 500).unwrap();
+    host.probe_put_off(late, Mono(9000));
+    assert_eq!(host.status(Mono(3800)), Status::Probing { until: Mono(4200) });
+    assert!(host.good_reply(A, Mono(3900)));
+    host.probe_put_off(second, Mono(9000));
+    assert_eq!(host.status(Mono(4000)), Status::Up);
+}

@@ -4,7 +4,7 @@
 //! host health itself (`route`): whether a failed host goes down is decided there, for a session
 //! that works may stand against it.
 
-use crate::mail::{ConnectionCause, ConnectionFailure, Failure, RecipientOutcome, Stage};
+use crate::mail::{ConnectionCause, ConnectionFailure, Failure, RecipientOutcome, Shortage, Stage};
 use crate::schedule::Sign;
 
 /// How long a host is passed over after 421, in milliseconds.
@@ -84,6 +84,26 @@ pub fn connection_verdict(failure: &ConnectionFailure, was_idle: bool) -> Connec
         }
     };
     ConnectionVerdict { effect, reason, sign }
+}
+
+/// Whom a shortage of our own machine keeps from a connection. The host stays up and nothing
+/// counts as an attempt: its deliveries wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// Every host: no new connections at all for a moment.
+    EveryHost,
+    /// This host from this source address: others may be reached, and take its turns meanwhile
+    /// unless sessions to it work.
+    ThisHost,
+}
+
+/// Judges a shortage. Ports are counted for each peer apart (ip(7), IP_BIND_ADDRESS_NO_PORT).
+#[must_use]
+pub fn reach_of(shortage: Shortage) -> Reach {
+    match shortage {
+        Shortage::ProcessFiles | Shortage::SystemFiles | Shortage::Memory => Reach::EveryHost,
+        Shortage::Ports => Reach::ThisHost,
+    }
 }
 
 /// What one recipient's outcome tells about the host. A broken connection is judged once, by

@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::connection::Bell;
 use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
+use super::shortage::Pause;
 use super::{Shard, Shared, Stopping};
 use crate::config::tuning::Tuning;
 use crate::config::{IoMode, Snapshot, Store};
@@ -247,6 +248,7 @@ impl Shard {
             hold_bell: Bell::default(),
             clients: Cell::new(0),
             sessions: Cell::new(0),
+            pause: Pause::default(),
             takes_mail: Cell::new(true),
             stopped_at: Cell::new(None),
             snapshot: RefCell::new(Rc::new(Snapshot::clone(&config))),

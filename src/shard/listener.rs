@@ -39,8 +39,13 @@ impl Shard {
             match accepted {
                 Ok(accepted) => self.place_client((number, accepted)),
                 Err(error) => {
-                    let text = format!("cannot accept a connection: {error}");
-                    self.log(|log, now| log.warning(now, &text));
+                    match io::shortage(&error) {
+                        Some(shortage) => self.warn_of(shortage),
+                        None => {
+                            let text = format!("cannot accept a connection: {error}");
+                            self.log(|log, now| log.warning(now, &text));
+                        }
+                    }
                     io::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -163,6 +168,8 @@ impl<'a> Client<'a> {
                     }
                     self.go_on(&mut connection);
                 }
+                // It does not even read its last replies.
+                Happened::Deadline if self.session.should_close() => break true,
                 Happened::Deadline => {
                     self.session.handle_deadline(&mut self.gate(), self.shard.now())
                 }

@@ -17,6 +17,7 @@
 //! | `session` | transact: one connection to a host |
 //! | `settlement` | settle: what becomes of each recipient, carried out |
 //! | `failover` | settle: what a failed connection does |
+//! | `shortage` | settle: what our own machine lacks for a connection |
 //! | `bounce` | settle: hard bounces and their reports |
 //! | `tick` | timers, wake-ups, probes, expiry, ten times a second |
 //! | `engine` | start and end: spool, listeners, one thread per shard |
@@ -26,7 +27,8 @@
 //! | [`io`] | the doors to the kernel: io_uring, epoll, files, clock |
 //!
 //! Shared between shards are only the members of [`Shared`]: the configuration snapshot, cursors
-//! and host health, permits, wake-up gates, counters. No shard ever waits for another.
+//! and host health, permits, wake-up gates, counters, the time of a warning. No shard ever waits
+//! for another.
 //!
 //! Diagnostics: a panic ends the process (its state is unknown then); the marks `in flight` in
 //! the queue tell the next start which message it was.
@@ -48,6 +50,7 @@ mod pool;
 mod session;
 mod settlement;
 mod shared;
+mod shortage;
 mod tick;
 
 use std::cell::{Cell, RefCell};
@@ -71,6 +74,7 @@ use early::Parked;
 use hot::{Hot, Message};
 use io::{Backend, File, Files};
 use pool::Pool;
+use shortage::Pause;
 
 pub use engine::Engine;
 pub use shared::{ShardReport, Shared, Stopping};
@@ -115,6 +119,7 @@ pub struct Shard {
     hold_bell: Bell,
     clients: Cell<usize>,
     sessions: Cell<usize>,
+    pause: Pause,
     takes_mail: Cell<bool>,
     /// When the end began.
     stopped_at: Cell<Option<crate::mail::Mono>>,

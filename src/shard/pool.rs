@@ -19,6 +19,7 @@ use super::Shard;
 use super::connection::Bell;
 use super::delivery::{Delivery, Step};
 use super::destination::Destination;
+use super::shortage::Pause;
 use crate::mail::{Mono, Now};
 use crate::route::{Host, LaneFill, Permit, Permits, Pick, Probe, Status};
 use crate::schedule::lane::{Growth, Lane};
@@ -59,6 +60,8 @@ pub(super) struct Served {
     pub(super) asked: Cell<Mono>,
     /// No new connections before this: a permit was given back for another shard.
     pub(super) hold_off: Cell<Mono>,
+    /// No new connections for want of a port.
+    pub(super) pause: Pause,
     /// The latest good reply of a session here.
     pub(super) heard: Cell<Option<Mono>>,
 }
@@ -116,6 +119,7 @@ impl Shard {
                 outstanding: Cell::new(0),
                 asked: Cell::default(),
                 hold_off: Cell::default(),
+                pause: Pause::default(),
                 heard: Cell::new(None),
             })
         });
@@ -150,7 +154,7 @@ impl Shard {
             return;
         }
         let now = self.now();
-        if now.mono < served.hold_off.get() {
+        if now.mono < served.hold_off.get() || self.is_paused(served, now.mono) {
             return;
         }
         let head = served.lane.borrow().peek().map(|d| (d.destination.clone(), d.strict));
@@ -179,6 +183,9 @@ impl Shard {
         let timeouts = self.config().timeouts;
         let lease = timeouts.connect + timeouts.greeting + timeouts.ehlo;
         let served = self.lane(destination, host);
+        if self.is_paused(&served, now.mono) {
+            return;
+        }
         let Some(held) = self.permits_for(&served, destination, now) else { return };
         match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
             Some(probe) => self.start_session(served, destination.clone(), held, Some(probe)),

@@ -15,11 +15,13 @@ use std::time::Duration;
 use super::connection::{Bell, Beside, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
-use super::io::{Gather, Piece, Socket};
+use super::io::{self, Gather, Piece, Socket};
 use super::pool::{Held, Idle, Served};
 use super::{Shard, Stopping};
 use crate::limits;
-use crate::mail::{ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Stage};
+use crate::mail::{
+    ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Shortage, Stage,
+};
 use crate::route::Probe;
 use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolicy, Transaction};
 
@@ -48,6 +50,7 @@ pub(super) async fn run(
     let bell = shard.new_bell();
     let failure = match connect(&shard, &served, &destination, &bell).await {
         Ok(socket) => {
+            shard.end_pauses(&served);
             shard.counters().connections_out.one();
             shard.counters().sessions_out.add(1);
             let local = socket.local_addr().map(|a| a.ip()).ok();
@@ -58,6 +61,8 @@ pub(super) async fn run(
             let mut dialogue = Dialogue::new(&shard, &served, of, dcid, local, held, from);
             dialogue.probe = probe;
             dialogue.run(Connection::new(socket, bell)).await;
+            // Its descriptor and its port are free for the next one.
+            shard.end_pauses(&served);
             shard.log(|log, now| log.dcid_close(now, dcid));
             shard.counters().sessions_out.sub(1);
             None
@@ -68,13 +73,26 @@ pub(super) async fn run(
         let local = destination.source();
         served.connecting.set(served.connecting.get() - 1);
         shard.release_permits(held, &served.host);
-        shard.connection_failed(&served, &destination, dcid, local, &failure, probe);
+        match failure {
+            NoConnection::Host(failure) => {
+                shard.connection_failed(&served, &destination, dcid, local, &failure, probe);
+            }
+            NoConnection::Machine(shortage) => shard.fell_short(&served, shortage, probe),
+        }
     }
     shard.sessions.set(shard.sessions.get() - 1);
     if shard.stopping() == Stopping::No {
         shard.grow(&served);
     }
     shard.feed_bell.ring();
+}
+
+/// Why a connection does not stand.
+enum NoConnection {
+    /// The host, or the way to it.
+    Host(ConnectionFailure),
+    /// Our own machine.
+    Machine(Shortage),
 }
 
 /// Connects within the deadline. After [`SLOW_CONNECT`] the lane's deliveries take new turns,
@@ -84,9 +102,12 @@ async fn connect(
     served: &Rc<Served>,
     destination: &Destination,
     bell: &Bell,
-) -> Result<Socket, ConnectionFailure> {
-    let failed = |cause| ConnectionFailure { stage: Stage::Connect, cause };
-    let network = |error: std::io::Error| failed(ConnectionCause::Network(error_text(&error)));
+) -> Result<Socket, NoConnection> {
+    let failed = |cause| NoConnection::Host(ConnectionFailure { stage: Stage::Connect, cause });
+    let network = |error: std::io::Error| match io::shortage(&error) {
+        Some(shortage) => NoConnection::Machine(shortage),
+        None => failed(ConnectionCause::Network(error_text(&error))),
+    };
     let connecting = shard.socket_to(served.key.address, destination.source());
     let connecting = connecting.map_err(network)?;
     let socket = connecting.socket().clone();

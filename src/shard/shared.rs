@@ -1,9 +1,10 @@
 //! What the shards of one process share, and nothing else.
 //!
 //! Owns: [`Shared`]: the configuration snapshot, cursors and host health (`registry`), permits,
-//! wake-up gates, counters, doorbells, notes for the log. Never: per-message state. No lock here is
-//! taken per message: those there are guard maps that a shard looks into when it meets a
-//! destination or a client address for the first time, and copies that are published once a second.
+//! wake-up gates, counters, doorbells, notes for the log, the time of a warning. Never:
+//! per-message state. No lock here is taken per message: those there are guard maps that a shard
+//! looks into when it meets a destination or a client address for the first time, and copies that
+//! are published once a second.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::balance::Balance;
 use crate::config::{Snapshot, Store};
-use crate::mail::{Domain, ShardId};
+use crate::mail::{Domain, Mono, ShardId, Shortage};
 use crate::queue::Usage;
 use crate::route::{Permits, Registry};
 use crate::schedule::Gates;
@@ -71,6 +72,8 @@ pub struct Shared {
     destination_permits: Mutex<HashMap<Domain, Arc<Permits>>>,
     clients: Mutex<HashMap<(usize, Option<IpAddr>), u32>>,
     notes: Mutex<VecDeque<(Level, String)>>,
+    /// By kind, when the log was last warned of a shortage, plus 1; 0: never.
+    warned: [AtomicU64; Shortage::ALL.len()],
     stopping: AtomicU8,
     log_generation: AtomicU64,
     /// The configuration that each shard works under.
@@ -93,6 +96,7 @@ impl Shared {
             destination_permits: Mutex::default(),
             clients: Mutex::default(),
             notes: Mutex::default(),
+            warned: Default::default(),
             // Relaxed and acquire/release below: a flag that shards look at when they are rung.
             stopping: AtomicU8::new(0),
             log_generation: AtomicU64::new(0),
@@ -190,6 +194,16 @@ impl Shared {
     #[must_use]
     pub fn take_notes(&self) -> VecDeque<(Level, String)> {
         std::mem::take(&mut lock(&self.notes))
+    }
+
+    /// True for one shard in `every_ms` milliseconds: it warns of the shortage.
+    pub(super) fn may_warn_of(&self, shortage: Shortage, now: Mono, every_ms: u64) -> bool {
+        let Some(last) = self.warned.get(shortage as usize) else { return false };
+        // Relaxed: the time alone counts, and one of those who come together wins it.
+        let at = last.load(Ordering::Relaxed);
+        let due = at == 0 || now.since_ms(Mono(at - 1)) >= every_ms;
+        let order = Ordering::Relaxed;
+        due && last.compare_exchange(at, now.0 + 1, order, order).is_ok()
     }
 
     /// How far the end has come.

@@ -139,6 +139,8 @@ counters! {
     connections_out: Counter,
     /// Connections to next hops that brought no session.
     connection_errors: Counter,
+    /// Connections that our own machine had no room for.
+    shortages: Counter,
     /// Connections from clients that are open.
     sessions_in: Gauge,
     /// Connections to next hops that are open.

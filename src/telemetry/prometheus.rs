@@ -160,6 +160,7 @@ fn totals(text: &mut Text, totals: &Totals) {
         ("connections_in", "Connections from clients.", totals.connections_in),
         ("connections_out", "Connections to next hops that stood.", totals.connections_out),
         ("connection_errors", "Connections that brought no session.", totals.connection_errors),
+        ("shortages", "Connections that this machine had no room for.", totals.shortages),
         ("failovers", "Deliveries that went on to a further host at once.", totals.failovers),
         ("deferrals", "Deliveries deferred to a later time.", totals.deferrals),
         ("commits", "Batches made durable.", totals.commits),

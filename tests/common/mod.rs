@@ -1,6 +1,10 @@
 //! What every end-to-end test needs: an engine in a process of its own, a client that speaks SMTP
 //! by hand, and next hops that follow a script.
 //!
+//! Tests run on io_uring and on epoll; `RINGPOST_IO` chooses among `ring`, `epoll` and `refused`
+//! (io_uring is refused by a system call filter, and the engine is free to choose), separated by
+//! commas.
+//!
 //! Everything is on 127.0.0.0/8 with free ports. An engine is stopped by its own pid; when a test
 //! ends, the conservation sum is read from `/metrics` and must balance.
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part")]
@@ -8,6 +12,7 @@
 
 pub mod client;
 pub mod peer;
+pub mod seccomp;
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,15 +28,42 @@ pub use peer::{Conversation, Peer};
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The ways of I/O that this machine allows; says which one is skipped, and why.
+/// The ways of I/O to be tested on this machine; says which one is skipped, and why.
 pub fn io_modes() -> Vec<&'static str> {
-    match ringpost::shard::io::probe_ring() {
-        Ok(()) => vec!["ring", "epoll"],
-        Err(why) => {
-            eprintln!("skipped with io = \"ring\": {why}");
-            vec!["epoll"]
-        }
+    let wanted = std::env::var("RINGPOST_IO").unwrap_or_else(|_| "ring,epoll".to_owned());
+    let known = ["ring", "epoll", "refused"];
+    let is_known = |io: &str| known.contains(&io);
+    assert!(wanted.split(',').all(is_known), "RINGPOST_IO={wanted:?}: {known:?} are known");
+    let mut modes = known.to_vec();
+    modes.retain(|io| wanted.split(',').any(|named| named == *io));
+    if let Err(why) = ringpost::shard::io::probe_ring() {
+        eprintln!("skipped with io = \"ring\": {why}");
+        modes.retain(|io| *io != "ring");
     }
+    modes
+}
+
+/// Runs `test` on each way of I/O, on all of them at the same time.
+pub fn on_each_io(test: fn(&str)) {
+    std::thread::scope(|scope| {
+        for io in io_modes() {
+            let named = std::thread::Builder::new().name(format!("io = {io}"));
+            named.spawn_scoped(scope, move || test(io)).unwrap();
+        }
+    });
+}
+
+/// Makes a test out of a function that is given `io`.
+#[macro_export]
+macro_rules! each_io {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn on_each_io() {
+                $crate::common::on_each_io(super::$name);
+            }
+        }
+    };
 }
 
 /// The engine's program: the one built with the tests, or `RINGPOST_BIN` (a release build).
@@ -43,6 +75,8 @@ pub fn program() -> PathBuf {
 /// The configuration of one engine under test.
 #[derive(Clone)]
 pub struct Setup {
+    /// io_uring is refused to it.
+    pub refused: bool,
     /// Lines of smtproutes.
     pub routes: String,
     /// Keys of the top level.
@@ -54,9 +88,12 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// An engine with these routes, retries after 1 s, and `io`.
+    /// An engine with these routes, retries after 1 s, and `io` (see [`io_modes`]).
     pub fn new(io: &str, routes: impl Into<String>) -> Self {
+        let refused = io == "refused";
+        let io = if refused { "auto" } else { io };
         Self {
+            refused,
             routes: routes.into(),
             top: format!("io = \"{io}\"\nshards = 2\n"),
             listener: String::new(),
@@ -97,6 +134,7 @@ impl Setup {
 pub struct Engine {
     folder: tempfile::TempDir,
     child: Option<Child>,
+    refused: bool,
     /// Where it takes mail.
     pub smtp: SocketAddr,
     /// Where it answers the control plane.
@@ -110,7 +148,8 @@ impl Engine {
         fs::write(folder.path().join("smtproutes"), &setup.routes).unwrap();
         fs::write(folder.path().join("ringpost.toml"), setup.toml()).unwrap();
         let nowhere = "127.0.0.1:0".parse().unwrap();
-        let mut engine = Self { folder, child: None, smtp: nowhere, admin: nowhere };
+        let mut engine =
+            Self { folder, child: None, refused: setup.refused, smtp: nowhere, admin: nowhere };
         engine.launch();
         engine
     }
@@ -123,6 +162,9 @@ impl Engine {
     /// Starts the process by `command`, which is given the arguments of `serve`.
     pub fn launch_through(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "the engine already runs");
+        if self.refused {
+            seccomp::refuse_io_uring(&mut command);
+        }
         let stderr = fs::File::create(self.path("stderr")).unwrap();
         let mut child = command
             .args(["serve", "--config"])

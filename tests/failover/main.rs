@@ -14,9 +14,11 @@ mod rows;
 mod script;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use common::{Engine, Peer, Setup, io_modes};
 use rows::Row;
+use script::Seen;
 
 /// Short deadlines, and mail that is deferred comes back after a second.
 const TABLES: &str = "[timeouts]\nconnect = \"5s\"\ngreeting = \"1s\"\nehlo = \"1s\"\n\
@@ -28,29 +30,32 @@ struct Stage {
     row: Row,
     peers: Vec<Option<Peer>>,
     ports: Vec<u16>,
+    seen: Vec<Arc<Seen>>,
 }
 
 impl Stage {
     fn new(mut row: Row, pipelining: bool) -> Self {
         let mut peers = Vec::new();
         let mut ports = Vec::new();
+        let mut seen = Vec::new();
         for script in std::mem::take(&mut row.hosts) {
             let Some(script) = script else {
                 ports.push(Peer::nobody().port());
                 peers.push(None);
                 continue;
             };
-            let script = Arc::new(script);
+            let own = Arc::new(Seen::default());
+            seen.push(own.clone());
             let peer = Peer::start(move |peer, _| {
                 if !pipelining {
                     peer.extensions.retain(|e| e != "PIPELINING");
                 }
-                script::play(peer, &script);
+                script::play(peer, &script, &own);
             });
             ports.push(peer.address.port());
             peers.push(Some(peer));
         }
-        Self { row, peers, ports }
+        Self { row, peers, ports, seen }
     }
 
     fn route(&self) -> String {
@@ -62,6 +67,14 @@ impl Stage {
     fn taken(&self) -> Vec<usize> {
         let taken = |peer: &Option<Peer>| peer.as_ref().map_or(0, |peer| peer.messages().len());
         self.peers.iter().map(taken).collect()
+    }
+
+    /// Every host that EHLO told of PIPELINING sees commands without a wait, and no other does.
+    fn assert_pipelining(&self, offered: bool) {
+        for seen in self.seen.iter().filter(|seen| seen.mail.load(Ordering::SeqCst)) {
+            let pipelined = seen.pipelined.load(Ordering::SeqCst);
+            assert_eq!(pipelined, offered, "{}: pipelined", self.row.name);
+        }
     }
 }
 
@@ -103,6 +116,7 @@ fn play(rows: Vec<Row>, io: &str, pipelining: bool, top: &str) {
             seen.sort();
             wanted.sort();
         }
+        stage.assert_pipelining(pipelining);
         if seen != wanted || stage.taken() != *taken {
             wrong.push_str(&format!(
                 "\n{name} (taken {:?}, wanted {taken:?})\n  {}\n wanted\n  {}\n",
@@ -159,7 +173,7 @@ fn lost_final_replies_counted_as_delivered() {
 fn the_recipients_that_a_host_takes_at_once_are_remembered() {
     for io in io_modes() {
         let script = script::at_most(2, "452 4.5.3 too many");
-        let peer = Peer::start(move |peer, _| script::play(peer, &script));
+        let peer = Peer::start(move |peer, _| script::play(peer, &script, &Seen::default()));
         let tables = "[destination.default]\nmax_connections = 1\n";
         let setup = Setup::new(io, format!("few.test {}\n", peer.host(0))).tables(tables);
         let engine = Engine::start(&setup);

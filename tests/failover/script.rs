@@ -1,6 +1,6 @@
 //! Next hops that misbehave at one step of the dialogue and are sound otherwise.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::Conversation;
@@ -67,21 +67,44 @@ pub(crate) fn at_most(most: usize, reply: &'static str) -> Script {
     })
 }
 
+/// How the client spoke to a host.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// It began a transaction after EHLO.
+    pub(crate) mail: AtomicBool,
+    /// A command stood behind one that had not been answered yet.
+    pub(crate) pipelined: AtomicBool,
+}
+
 /// Where a transaction stands: a host answers out of order commands by 503.
 #[derive(Default)]
 struct Progress {
+    extended: bool,
     mail: Option<String>,
     recipients: Vec<String>,
 }
 
+impl Progress {
+    /// Ends the transaction; gives what it had.
+    fn forget(&mut self) -> (Option<String>, Vec<String>) {
+        (self.mail.take(), std::mem::take(&mut self.recipients))
+    }
+}
+
 /// Plays one connection by `script`.
-pub(crate) fn play(peer: &mut Conversation, script: &Script) {
+pub(crate) fn play(peer: &mut Conversation, script: &Script, seen: &Seen) {
     if !say(peer, script("GREETING"), "220 peer.test ESMTP") {
         return;
     }
     let mut progress = Progress::default();
     loop {
         let line = peer.line();
+        if line.starts_with("MAIL") {
+            seen.mail.fetch_or(progress.extended, Ordering::SeqCst);
+        }
+        if line.starts_with("MAIL") || line.starts_with("RCPT") {
+            seen.pipelined.fetch_or(peer.has_more(), Ordering::SeqCst);
+        }
         if line.is_empty() || !command(peer, script, &line, &mut progress) {
             return;
         }
@@ -92,12 +115,15 @@ pub(crate) fn play(peer: &mut Conversation, script: &Script) {
 fn command(peer: &mut Conversation, script: &Script, line: &str, progress: &mut Progress) -> bool {
     match line.split([' ', ':']).next().unwrap_or("") {
         "EHLO" => {
-            let offers: Vec<String> = peer.extensions.iter().map(|e| format!("250-{e}")).collect();
-            say(peer, script(line), &format!("{}\r\n250 HELP", offers.join("\r\n")))
+            let act = script(line);
+            progress.extended = is_good(&act);
+            let offers: Vec<String> =
+                peer.extensions.iter().map(|e| format!("250-{e}\r\n")).collect();
+            say(peer, act, &format!("250-peer.test\r\n{}250 HELP", offers.concat()))
         }
         "MAIL" => {
             let act = script(line);
-            *progress = Progress::default();
+            progress.forget();
             if is_good(&act) {
                 progress.mail = Some(line.to_owned());
             }
@@ -118,7 +144,7 @@ fn command(peer: &mut Conversation, script: &Script, line: &str, progress: &mut 
             say(peer, act, "354 go on") && (!go_on || body(peer, script, progress))
         }
         "RSET" => {
-            *progress = Progress::default();
+            progress.forget();
             say(peer, script(line), "250 2.0.0 ok")
         }
         "QUIT" => {
@@ -144,7 +170,7 @@ fn body(peer: &mut Conversation, script: &Script, progress: &mut Progress) -> bo
     }
     let Some(data) = peer.body() else { return false };
     let act = script(".");
-    let Progress { mail, recipients } = std::mem::take(progress);
+    let (mail, recipients) = progress.forget();
     if is_good(&act) {
         peer.keep(Message { mail: mail.unwrap_or_default(), recipients, data });
     }

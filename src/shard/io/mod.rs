@@ -29,6 +29,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Type};
 
+use crate::mail::Shortage;
+
 pub use clock::{now, now_us, random};
 pub use gather::{Gather, Piece};
 
@@ -103,6 +105,18 @@ pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
 /// Sleeps; for the few timers of a shard, not for one per operation.
 pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
+}
+
+/// What our own machine lacked, where `error` of accept, socket, bind or connect says so.
+#[must_use]
+pub fn shortage(error: &io::Error) -> Option<Shortage> {
+    match error.raw_os_error()? {
+        libc::EMFILE => Some(Shortage::ProcessFiles),
+        libc::ENFILE => Some(Shortage::SystemFiles),
+        libc::ENOBUFS | libc::ENOMEM => Some(Shortage::Memory),
+        libc::EADDRNOTAVAIL => Some(Shortage::Ports),
+        _ => None,
+    }
 }
 
 /// A TCP connection.

@@ -299,8 +299,8 @@ impl Session {
     }
 
     /// When [`Session::handle_deadline`] is due. There is none (`Mono(u64::MAX)`) while a verdict
-    /// is awaited, for the wait is ours, nor once the session is over. How long the peer may take
-    /// to read its replies is the caller's to bound.
+    /// is awaited, for the wait is ours. Once the session is over it is the time by which the peer
+    /// has read its last replies, or the caller gives the connection up.
     ///
     /// The wait for a command, and for the next octets of a message, is
     /// [`limits::CLIENT_WAIT_MS`]; a part of a command line does not prolong it. The message as a
@@ -308,8 +308,8 @@ impl Session {
     #[must_use]
     pub fn deadline(&self) -> Mono {
         match self.state {
-            State::Closing => Mono(u64::MAX),
-            State::Command if !self.in_hand.is_empty() => Mono(u64::MAX),
+            State::Closing | State::Command if !self.in_hand.is_empty() => Mono(u64::MAX),
+            State::Closing => Mono(self.heard.0.saturating_add(2 * limits::CLIENT_WAIT_MS)),
             State::Command | State::Overlong { .. } | State::Data | State::Chunk { .. } => {
                 let wait = self.heard.0.saturating_add(limits::CLIENT_WAIT_MS);
                 Mono(wait.min(self.message_deadline_ms()))

@@ -610,6 +610,95 @@ fn chunks_of_one_octet_do_not_prolong_a_message() {
     assert_eq!(rig.deadline_ms(), 851_002);
 }
 
+/// A client that sends `drip` every `every_ms` behind `start`. `ends_ms`: when it hears 421,
+/// counted from `start`; `None`: it may go on.
+struct Slow {
+    start: &'static [u8],
+    drip: &'static [u8],
+    every_ms: u64,
+    ends_ms: Option<u64>,
+}
+
+/// Every way to be slow has its end, and none of them ends who is merely slow.
+#[test]
+fn a_slow_client_is_sent_away_when_its_time_is_over() {
+    let slow = |start, drip, every_ms, ends_ms| Slow { start, drip, every_ms, ends_ms };
+    const MAIL: &[u8] = b"MAIL FROM:<>\r\n";
+    const DATA: &[u8] = b"MAIL FROM:<>\r\nRCPT TO:<a@b>\r\nDATA\r\n";
+    const CHUNK: &[u8] = b"MAIL FROM:<>\r\nRCPT TO:<a@b>\r\nBDAT 9000000\r\n";
+    const LINE: &[u8; 2048] = &{
+        let mut line = [b'x'; 2048];
+        [line[2046], line[2047]] = *b"\r\n";
+        line
+    };
+    let table = [
+        // Silence, before and within a transaction, and within a message.
+        slow(b"", b"", 1_000, Some(300_000)),
+        slow(MAIL, b"", 1_000, Some(300_000)),
+        slow(DATA, b"", 1_000, Some(300_000)),
+        slow(CHUNK, b"", 1_000, Some(300_000)),
+        slow(b"BDAT 9000000\r\n", b"", 1_000, Some(300_000)),
+        // A command that comes octet by octet, too long in the end.
+        slow(b"", b"N", 1_000, Some(300_000)),
+        slow(MAIL, b"N", 20, Some(300_000)),
+        // Whole commands, each in its time.
+        slow(b"", b"NOOP\r\n", 299_000, None),
+        slow(MAIL, b"RCPT TO:<a@b>\r\n", 299_000, None),
+        // A message octet by octet: ten minutes, and a second for each kilobyte in them.
+        slow(DATA, b"x", 1_000, Some(601_000)),
+        slow(CHUNK, b"x", 1_000, Some(601_000)),
+        slow(DATA, b"x", 299_000, Some(897_000)),
+        slow(DATA, LINE.split_at(512).1, 3_000, Some(1_197_000)),
+        // Above the lowest rate it may take for ever.
+        slow(DATA, LINE, 1_900, None),
+        slow(CHUNK, LINE, 1_900, None),
+    ];
+    let big = ServerSettings { message_octets_max: 30 << 20, ..settings() };
+    for Slow { start, drip, every_ms, ends_ms } in table {
+        let shown = format!("{}, {} every {every_ms} ms", start.escape_ascii(), drip.len());
+        let mut rig = Rig::with(big.clone(), RELAY);
+        rig.send(b"EHLO client.example\r\n");
+        rig.send(start);
+        rig.replies.clear();
+        let begun = rig.now.mono;
+        while !rig.session.should_close() && rig.now.mono.since_ms(begun) < 7_200_000 {
+            rig.now = rig.now.plus_ms(every_ms);
+            rig.session.handle_deadline(&mut rig.gate, rig.now);
+            rig.send(drip);
+        }
+        rig.flush();
+        let took = rig.session.should_close().then(|| rig.now.mono.since_ms(begun));
+        assert_eq!(took, ends_ms, "{shown}");
+        assert_eq!(rig.replies.contains("421 4.4.2 Timeout\r\n"), ends_ms.is_some(), "{shown}");
+        if took.is_some() {
+            assert!(rig.gate.open.is_empty(), "{shown}");
+            assert_eq!((rig.session.held_octets(), rig.messages.len()), (0, 0), "{shown}");
+            // Some time to read that.
+            let late = rig.session.deadline().since_ms(rig.now.mono);
+            assert!((290_000..=600_000).contains(&late), "{shown}: {late}");
+        }
+    }
+}
+
+#[test]
+fn a_client_has_time_to_read_its_last_reply_but_not_for_ever() {
+    let mut rig = Rig::ready();
+    rig.now = rig.now.plus_ms(10_000);
+    assert_eq!(rig.codes(b"QUIT\r\n"), "221 2.0.0");
+    assert_eq!(rig.deadline_ms(), 11_000 + 600_000);
+    // A message that is with the engine has its verdict first.
+    let mut rig = Rig::ready();
+    rig.start();
+    let step = rig.session.handle_input(b"DATA\r\n.\r\nQUIT\r\n", &mut rig.gate, rig.now);
+    let Next::Message(message) = step.next else { panic!("{step:?}") };
+    let step = rig.session.handle_input(b"QUIT\r\n", &mut rig.gate, rig.now);
+    assert!(matches!(step.next, Next::Read | Next::Close), "{step:?}");
+    assert_eq!(rig.session.deadline(), Mono(u64::MAX));
+    rig.now = rig.now.plus_ms(50_000);
+    rig.session.answer_accepted(TestProof, message.mid, rig.now);
+    assert_eq!(rig.deadline_ms(), rig.now.mono.0 + 600_000);
+}
+
 #[test]
 fn a_stop_waits_for_the_message_that_comes_in() {
     let mut rig = Rig::ready();
