@@ -26,6 +26,9 @@ use crate::settle::report;
 /// When a recipient whose report could not be stored is looked at again.
 const REPORT_RETRY: Duration = Duration::from_secs(60);
 
+/// How soon a report asks again for room for the message it speaks of.
+const LENT_AGAIN: Duration = Duration::from_millis(50);
+
 /// Recipients whose report is on its way to the disk.
 pub(super) struct Reported {
     handle: Handle,
@@ -78,6 +81,13 @@ impl Shard {
         last: Option<Failure>,
         host: Option<SocketAddr>,
     ) {
+        // Many large messages may fail at once.
+        let _lent = loop {
+            match self.lend(&delivery) {
+                Some(lent) => break lent,
+                None => super::io::sleep(LENT_AGAIN).await,
+            }
+        };
         let Some((delivery, message)) = self.load(delivery).await else { return };
         let mid = self.queue.borrow_mut().ids().next_mid();
         let Some(mid) = mid else {

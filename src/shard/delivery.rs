@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::destination::{Destination, Way, no_route};
 use super::early::Parked;
-use super::hot::Message;
+use super::hot::{Lent, Message};
 use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
@@ -290,6 +290,18 @@ impl Shard {
     /// The destination of a handle that is under way.
     pub(super) fn id_of(&self, handle: Handle) -> Option<DestinationId> {
         self.under_way.borrow().get(&handle).map(|under_way| under_way.id)
+    }
+
+    /// Room in memory for the body of a delivery; `None`: not now, its turn comes again.
+    pub(super) fn lend(&self, delivery: &Delivery) -> Option<Lent> {
+        let hot = self.hot.borrow();
+        let known = hot.get(delivery.mid);
+        let known = known.or_else(|| self.uncommitted.borrow().get(&delivery.mid).cloned());
+        let octets = known.map_or_else(
+            || self.queue.borrow().body_octets(delivery.handle),
+            |message| message.body.bytes.len() as u64,
+        );
+        hot.lend(octets)
     }
 
     /// The recipients as the session needs them.

@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::connection::Bell;
 use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
+use super::receive_memory::ReceiveMemory;
 use super::{Shard, Shared, Stopping};
 use crate::config::tuning::Tuning;
 use crate::config::{IoMode, Snapshot, Store};
@@ -232,6 +233,7 @@ impl Shard {
             hot: RefCell::new(Hot::new(
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
             )),
+            receive_memory: ReceiveMemory::new(config.tuning.receive_memory_octets),
             destinations: RefCell::default(),
             looked_at: Cell::new(0),
             resolved: RefCell::default(),

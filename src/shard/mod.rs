@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `balance` | inject: clients spread evenly over the shards |
 //! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
+//! | `receive_memory` | inject: memory for messages on their way in, and who waits for it |
 //! | `early` | queue: deliver-or-sync, between the final dot and the commit |
 //! | `commit` | queue: effects carried out, 250 released by their results |
 //! | `hot` | queue: bytes of messages that are still in memory |
@@ -45,6 +46,7 @@ pub mod io;
 mod listener;
 mod log;
 mod pool;
+mod receive_memory;
 mod session;
 mod settlement;
 mod shared;
@@ -71,8 +73,10 @@ use early::Parked;
 use hot::{Hot, Message};
 use io::{Backend, File, Files};
 use pool::Pool;
+use receive_memory::ReceiveMemory;
 
 pub use engine::Engine;
+pub use receive_memory::ReceiveUsage;
 pub use shared::{ShardReport, Shared, Stopping};
 
 /// One shard: everything here belongs to one thread.
@@ -95,6 +99,7 @@ pub struct Shard {
     /// Who waits for a commit.
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
+    receive_memory: ReceiveMemory,
     destinations: RefCell<Destinations>,
     /// Where the next look at the hosts of destinations goes on.
     looked_at: Cell<usize>,
@@ -137,6 +142,7 @@ impl Shard {
         }
         self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
         self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.receive_memory.set_octets_max(self.config().tuning.receive_memory_octets);
         self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::io;
 use super::shared::lock;
 use super::{Shard, ShardReport, Stopping};
+use crate::mail::Mono;
 use crate::schedule::retry;
 use crate::telemetry::line::Level;
 
@@ -83,6 +84,7 @@ impl Shard {
         self.queue.borrow_mut().tick(now);
         self.commit_bell.ring();
         self.log_notes();
+        self.watch_receive_memory(now.mono);
         if self.stopping() != Stopping::No {
             return;
         }
@@ -95,6 +97,25 @@ impl Shard {
         let wakes = self.shared.gates.wakes();
         if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
             self.feed_bell.ring();
+        }
+    }
+
+    /// Says when new mail begins to be refused for want of memory, and when that ends.
+    fn watch_receive_memory(&self, now: Mono) {
+        match self.receive_memory.tick(now) {
+            Some(true) => {
+                let usage = self.receive_memory.usage();
+                let text = format!(
+                    "receive memory is full, {} clients wait: new mail is refused with 452 from \
+                     now on (ringpost.receive_memory_octets = {})",
+                    usage.waiting, usage.octets_max
+                );
+                self.log(|log, now| log.warning(now, &text));
+            }
+            Some(false) => {
+                self.log(|log, now| log.info(now, "receive memory has room again"));
+            }
+            None => {}
         }
     }
 
@@ -188,6 +209,7 @@ impl Shard {
             latencies: self.latencies.borrow().clone(),
             commit_latencies: self.commit_latencies.borrow().clone(),
             takes_mail,
+            receive: self.receive_memory.usage(),
         };
         *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
     }
