@@ -152,14 +152,14 @@ impl Shard {
             mid,
             original_mid: delivery.mid,
             date: &header_date(now.wall),
-            arrival_date: &header_date(delivery.arrival),
+            arrival_date: &header_date(self.clock.shown(delivery.arrival, now)),
             envelope: &message.envelope,
             profile,
             original: &message.body.bytes,
             original_octets: message.body.bytes.len() as u64,
             failed: &failed,
         })?;
-        Some(new_report(report, mid, delivery.mid, profile, now))
+        Some(new_report(report, mid, delivery.mid, profile, self.queue_now()))
     }
 
     /// The report of these recipients is on disk: they are settled.
@@ -181,7 +181,7 @@ impl Shard {
     ) {
         let text = format!("MID {mid}: its failure report cannot be stored; it stays queued");
         self.log(|log, now| log.warning(now, &text));
-        let till = self.now().wall + REPORT_RETRY;
+        let till = self.queue_now().wall + REPORT_RETRY;
         let mut queue = self.queue.borrow_mut();
         for rid in rids {
             let attempts = attempts_of(&queue, handle, *rid);

@@ -25,6 +25,7 @@ use crate::config::{IoMode, Snapshot, Store};
 use crate::mail::time::millis;
 use crate::mail::{Mono, ShardId};
 use crate::queue::{Opened, Queue, Spool};
+use crate::schedule::QueueClock;
 use crate::telemetry::MailLog;
 use crate::telemetry::settings::LogTime;
 
@@ -251,6 +252,7 @@ impl Shard {
             sessions: Cell::new(0),
             takes_mail: Cell::new(true),
             stopped_at: Cell::new(None),
+            clock: QueueClock::new(now),
             snapshot: RefCell::new(Rc::new(Snapshot::clone(&config))),
             shared,
         });

@@ -303,7 +303,7 @@ impl<'a> Client<'a> {
         let new = NewMessage {
             mid,
             envelope: transaction.envelope.clone(),
-            arrival: now.wall,
+            arrival: self.shard.queue_now().wall,
             bounce_profile: self.settings.bounce_profile.clone(),
             listener: self.settings.address.to_string().into(),
             cause: None,

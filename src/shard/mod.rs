@@ -62,7 +62,7 @@ use hashbrown::HashMap;
 use crate::config::Snapshot;
 use crate::mail::{Dcid, Domain, Handle, Mid, Now, ShardId};
 use crate::queue::{FileMedium, Queue, SegmentId};
-use crate::schedule::Destinations;
+use crate::schedule::{Destinations, QueueClock};
 use crate::telemetry::{Counters, Latencies, MailLog};
 
 use commit::Waiter;
@@ -123,11 +123,18 @@ pub struct Shard {
     takes_mail: Cell<bool>,
     /// When the end began.
     stopped_at: Cell<Option<crate::mail::Mono>>,
+    /// What is stored is timed by it.
+    clock: QueueClock,
 }
 
 impl Shard {
     fn now(&self) -> Now {
         io::now()
+    }
+
+    /// The time for what is stored: it does not jump with the wall clock.
+    fn queue_now(&self) -> Now {
+        self.clock.read(self.now().mono)
     }
 
     fn config(&self) -> Rc<Snapshot> {

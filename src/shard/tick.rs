@@ -11,7 +11,6 @@ use super::io;
 use super::shared::lock;
 use super::{Shard, ShardReport, Stopping};
 use crate::mail::Mono;
-use crate::schedule::retry;
 use crate::telemetry::line::Level;
 
 /// The length of a tick.
@@ -173,13 +172,13 @@ impl Shard {
 
     /// Mail that is ready but gets no turn grows old too.
     fn expire_ready(self: &Rc<Self>) {
-        let now = self.now().wall;
+        let now = self.now().mono;
         let config = self.config();
         let keep = |_, handle| {
             let summary = self.queue.borrow().summary(handle);
             summary.is_none_or(|s| {
                 let profile = config.bounce_profile_for(&s.bounce_profile, &s.domain);
-                !retry::is_expired(profile, s.arrival, now)
+                !self.clock.is_expired(profile, s.arrival, now)
             })
         };
         let expired = self.destinations.borrow_mut().sweep(SWEEP_MAX, keep);
