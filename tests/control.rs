@@ -46,22 +46,6 @@ fn api(engine: &Engine, method: &str, path: &str) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
 }
 
-/// A configuration for verbs: that of the engine with the admin address it got.
-fn config_for_verbs(engine: &Engine) -> String {
-    let text = fs::read_to_string(engine.path("ringpost.toml")).unwrap();
-    let at = text.find("[admin]").unwrap();
-    let (before, after) = text.split_at(at);
-    let after = after.replacen("127.0.0.1:0", &engine.admin.to_string(), 1);
-    fs::write(engine.path("verbs.toml"), format!("{before}{after}")).unwrap();
-    "verbs.toml".to_owned()
-}
-
-fn verb(engine: &Engine, words: &[&str]) -> (i32, String, String) {
-    let config = config_for_verbs(engine);
-    let words: Vec<&str> = words.iter().copied().chain(["--config", &config]).collect();
-    ringpost(&words, &engine.path(""))
-}
-
 #[test]
 fn metrics_that_the_tuning_pages_name_exist() {
     let engine = Engine::start(&Setup::new("epoll", "ALL 192.0.2.1\n".to_owned()));
@@ -120,11 +104,11 @@ fn health_metrics_and_status_tell_the_same() {
     assert_eq!(status["hosts"][0]["state"], "up");
     assert_eq!(status["hosts"][0]["delivered"], 2);
 
-    let (code, json, stderr) = verb(&engine, &["status", "--json"]);
+    let (code, json, stderr) = engine.verb(&["status", "--json"]);
     assert_eq!(code, 0, "{stderr}");
     let told: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(told["totals"]["delivered"], 2);
-    let (code, text, _) = verb(&engine, &["status"]);
+    let (code, text, _) = engine.verb(&["status"]);
     assert_eq!(code, 0);
     let words: Vec<&str> = text.split_whitespace().collect();
     let text = words.join(" ");
@@ -188,7 +172,7 @@ fn explain_asks_the_engine_and_else_the_files() {
     );
     let mut engine = Engine::start(&Setup::new("epoll", routes));
     let explain = |engine: &Engine, who: &str| {
-        let (code, json, stderr) = verb(engine, &["route", "explain", who, "--json"]);
+        let (code, json, stderr) = engine.verb(&["route", "explain", who, "--json"]);
         assert_eq!(code, 0, "{stderr}");
         serde_json::from_str::<Value>(&json).unwrap()
     };
@@ -217,20 +201,20 @@ fn explain_asks_the_engine_and_else_the_files() {
     };
     assert_eq!(sum(&turns), sum(&api(&engine, "GET", "/api/v1/status").1["hosts"]));
 
-    let (_, text, _) = verb(&engine, &["route", "explain", "a@one.test"]);
+    let (_, text, _) = engine.verb(&["route", "explain", "a@one.test"]);
     assert!(text.contains("smtproutes:2: one.test"), "{text}");
     assert!(text.contains(&format!("    1. {} priority 5, up", peer.address)), "{text}");
-    let (_, text, _) = verb(&engine, &["route", "explain", "a@x.two.test"]);
+    let (_, text, _) = engine.verb(&["route", "explain", "a@x.two.test"]);
     assert!(text.contains("/dev/null") && text.contains("smtproutes:3:"), "{text}");
-    let (_, text, _) = verb(&engine, &["route", "explain", "a@three.test"]);
+    let (_, text, _) = engine.verb(&["route", "explain", "a@three.test"]);
     assert!(text.contains("none matches") && text.contains("451 4.4.4"), "{text}");
 
     engine.stop();
     let alone = explain(&engine, "a@one.test");
     assert_eq!((&alone["engine"], &alone["hosts"][0]["state"]), (&false.into(), &"unknown".into()));
-    let (code, text, _) = verb(&engine, &["route", "explain", "a@one.test"]);
+    let (code, text, _) = engine.verb(&["route", "explain", "a@one.test"]);
     assert!(code == 0 && text.contains("health unknown"), "{text}");
-    let (code, _, stderr) = verb(&engine, &["status"]);
+    let (code, _, stderr) = engine.verb(&["status"]);
     assert_eq!(code, 69);
     assert!(stderr.starts_with("ringpost: no engine answers on 127.0.0.1:"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

@@ -11,7 +11,7 @@ use super::serve::token_error;
 use super::{CliError, Exit, print};
 use crate::config::{self, Snapshot};
 use crate::control::client::{self, ClientError};
-use crate::control::status::Status;
+use crate::control::status::{ShardStatus, Status};
 use crate::control::{Token, TokenError};
 
 /// Show what the running engine is doing: counters, rates, queue, shards and hosts.
@@ -85,6 +85,7 @@ fn page(out: &mut String, status: &Status) -> fmt::Result {
     counters(out, status)?;
     law(out, status)?;
     shards(out, status)?;
+    receive_memory(out, status)?;
     hosts(out, status)
 }
 
@@ -100,6 +101,7 @@ fn counters(out: &mut String, status: &Status) -> fmt::Result {
         ("Deleted recipients", t.deleted),
         ("Held as damaged", t.damaged),
         ("Possible duplicates", t.uncertain),
+        ("Refused, no memory", t.receive_refused),
         ("Octets received", t.octets_in),
         ("Octets delivered", t.octets_out),
         ("Connections in", t.connections_in),
@@ -163,6 +165,24 @@ fn shards(out: &mut String, status: &Status) -> fmt::Result {
             s.segments,
             s.segments_free,
             s.segments_poisoned
+        )?;
+    }
+    Ok(())
+}
+
+/// One line for each shard on which clients wait or are refused, or one that says that none do.
+fn receive_memory(out: &mut String, status: &Status) -> fmt::Result {
+    let (held, at_most) = status.shards.iter().fold((0, 0), |(held, at_most), s| {
+        (held + s.receive_octets, at_most + s.receive_octets_max)
+    });
+    writeln!(out, "\nReceive memory: {held} of {at_most} octets")?;
+    for s in status.shards.iter().filter(|s| s.receive_waiting > 0 || s.receive_refuses) {
+        let refuses = if s.receive_refuses { ", new mail is refused with 452" } else { "" };
+        let ShardStatus { shard, receive_octets, receive_octets_max, receive_waiting, .. } = s;
+        writeln!(
+            out,
+            "  shard {shard}: {receive_octets} of {receive_octets_max}, {receive_waiting} clients \
+             wait{refuses}"
         )?;
     }
     Ok(())

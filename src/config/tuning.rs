@@ -51,6 +51,8 @@ pub struct Tuning {
     /// Longest time that a message is held back from the disk while its deliveries are under
     /// way, in milliseconds.
     pub hold_back_ms: u32,
+    /// Octets of memory that messages on their way in may hold, for each shard.
+    pub receive_memory_octets: u64,
 }
 
 impl Default for Tuning {
@@ -62,6 +64,7 @@ impl Default for Tuning {
             socket_buffer_octets: 0,
             listen_backlog: 4096,
             hold_back_ms: 20,
+            receive_memory_octets: 128 << 20,
         }
     }
 }
@@ -137,6 +140,14 @@ pub static ENGINE_KEYS: &[EngineKey] = &[
         range: 0..=1000,
         get: |t| u64::from(t.hold_back_ms),
         set: |t, value| t.hold_back_ms = u32::try_from(value).expect("bounded by its range"),
+    },
+    EngineKey {
+        name: "ringpost.receive_memory_octets",
+        what: "octets of memory for messages on their way in, for each shard",
+        form: Form::Octets,
+        range: 4 << 20..=1 << 40,
+        get: |t| t.receive_memory_octets,
+        set: |t, value| t.receive_memory_octets = value,
     },
 ];
 

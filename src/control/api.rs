@@ -78,6 +78,9 @@ async fn metrics(State(control): Shared) -> impl IntoResponse {
         segments_poisoned: report.usage.segments_poisoned,
         index_octets: report.usage.index_octets,
         uncommitted: report.usage.uncommitted,
+        receive_octets: report.receive.octets,
+        receive_octets_max: report.receive.octets_max,
+        receive_waiting: report.receive.waiting,
     });
     let page = Page {
         version: env!("CARGO_PKG_VERSION"),

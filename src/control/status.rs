@@ -106,6 +106,14 @@ pub struct ShardStatus {
     pub index_octets: usize,
     /// Messages that wait for their commit.
     pub uncommitted: usize,
+    /// Octets of memory held by messages on their way in.
+    pub receive_octets: u64,
+    /// Most octets that they may hold.
+    pub receive_octets_max: u64,
+    /// Clients that wait for such memory.
+    pub receive_waiting: usize,
+    /// True: new mail is refused for want of it.
+    pub receive_refuses: bool,
     /// Receiving domains with mail.
     pub destinations: usize,
 }
@@ -217,6 +225,10 @@ impl Control {
             segments_poisoned: usage.segments_poisoned,
             index_octets: usage.index_octets,
             uncommitted: usage.uncommitted,
+            receive_octets: report.receive.octets,
+            receive_octets_max: report.receive.octets_max,
+            receive_waiting: report.receive.waiting,
+            receive_refuses: report.receive.refuses,
             destinations: report.destinations,
         }
     }

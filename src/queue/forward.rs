@@ -191,6 +191,7 @@ impl Queue {
     fn segment_to_empty(&self) -> Option<usize> {
         let worth = |(_, live): &(usize, &super::live::Segment)| {
             live.header.kind == SegmentKind::Messages
+                && live.header.segment.directory() == self.options.shard.0
                 && !live.appendable
                 && !live.poisoned
                 && !live.has_damage

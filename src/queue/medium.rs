@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::format::SegmentId;
+use super::format::{HEADERS_END, SegmentId};
 use super::segment::{Mapping, Medium};
 
 const ZEROS_OCTETS: usize = 1 << 20;
@@ -111,6 +111,26 @@ impl Medium for FileMedium {
         std::fs::rename(&unfinished, &path)?;
         File::open(&directory)?.sync_all()?;
         File::open(&self.spool)?.sync_all()?;
+        Ok(file)
+    }
+
+    fn take_over(&self, from: SegmentId, to: SegmentId, header: &[u8]) -> io::Result<File> {
+        let directory = |id: SegmentId| Self::directory(&self.spool, id.directory());
+        let sync = |id: SegmentId| File::open(directory(id))?.sync_all();
+        std::fs::create_dir_all(directory(to))?;
+        let path = self.path(to);
+        let unfinished = path.with_extension("new");
+        std::fs::rename(self.path(from), &unfinished)?;
+        sync(to)?;
+        sync(from)?;
+        let file = OpenOptions::new().read(true).write(true).open(&unfinished)?;
+        // Of the header before, no copy is left.
+        let zeros = vec![0; usize::try_from(HEADERS_END).unwrap_or(0)];
+        file.write_all_at(&zeros, 0)?;
+        file.write_all_at(header, 0)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, &path)?;
+        sync(to)?;
         Ok(file)
     }
 

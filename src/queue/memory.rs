@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::format::SegmentId;
+use super::format::{HEADERS_END, SegmentId};
 use super::segment::{Mapping, Medium};
 
 /// Words of a sector: what is lost, kept or torn at a power cut.
@@ -185,6 +185,18 @@ impl Medium for MemMedium {
         if files.insert(segment, file.clone()).is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        Ok(file)
+    }
+
+    fn take_over(&self, from: SegmentId, to: SegmentId, header: &[u8]) -> io::Result<Self::File> {
+        self.call()?;
+        let file = self.file(from).ok_or(io::ErrorKind::NotFound)?;
+        self.remove(from);
+        self.write_at(&file, 0, &vec![0; usize::try_from(HEADERS_END).unwrap_or(0)])?;
+        self.write_at(&file, 0, header)?;
+        self.sync(&file)?;
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.insert(to, file.clone());
         Ok(file)
     }
 

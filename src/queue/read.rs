@@ -146,6 +146,18 @@ pub struct Damaged {
 }
 
 impl Queue {
+    /// Octets of the body of a committed message; 0 when it is gone.
+    #[must_use]
+    pub fn body_octets(&self, handle: Handle) -> u64 {
+        let handle = self.current(handle);
+        let record = if is_early(handle) { None } else { self.index.get(handle) };
+        let Some(record) = record else { return 0 };
+        match self.segments[usize::from(record.segment)].slot(record.message_slot) {
+            Ok(Slot::Message(message)) => message.body_octets,
+            Ok(Slot::Entry(_) | Slot::Extents(_)) | Err(_) => 0,
+        }
+    }
+
     /// What is known of a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn summary(&self, handle: Handle) -> Option<Summary> {

@@ -21,6 +21,8 @@
 //! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
 //! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
 //!
+//! Directories of shards that are gone are read by those that are here, and emptied (`adopt`).
+//!
 //! A slot of an older generation and an empty slot are nothing at all. Behind the durable point
 //! all octets are verified; before it bodies are not read.
 //!
@@ -44,6 +46,7 @@ use super::{Counts, Ids, Queue};
 use crate::limits;
 use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, Wall};
 
+mod adopt;
 mod copies;
 mod verify;
 
@@ -484,8 +487,9 @@ impl<M: Medium> Opening<'_, M> {
     fn choose_active(&mut self) -> io::Result<()> {
         let queue = &mut self.queue;
         let roomy = |s: &Segment| {
+            let own = s.header.segment.directory() == queue.options.shard.0;
             let messages = s.header.kind == SegmentKind::Messages;
-            messages
+            own && messages
                 && s.appendable
                 && !s.poisoned
                 && s.header.octets == queue.options.segment_octets
@@ -501,7 +505,12 @@ impl<M: Medium> Opening<'_, M> {
                 }
             }
         }
-        if queue.segments.iter().all(|s| s.poisoned || s.header.kind == SegmentKind::Extents) {
+        let own = queue.options.shard.0;
+        let unusable = |s: &Segment| {
+            let is_own = s.header.segment.directory() == own;
+            !is_own || s.poisoned || s.header.kind == SegmentKind::Extents
+        };
+        if queue.segments.iter().all(unusable) {
             queue.last_segment_number += 1;
             let name = SegmentId::new(queue.options.shard.0, queue.last_segment_number);
             let header = queue.fresh_header(SegmentKind::Messages, name);

@@ -284,7 +284,9 @@ impl Queue {
 
     pub(super) fn free_extent(&mut self, place: ExtentPlace) {
         let found = self.segments.iter().position(|s| s.header.segment == place.segment);
-        if let Some(segment) = found.filter(|segment| !self.segments[*segment].poisoned) {
+        let own = place.segment.directory() == self.options.shard.0;
+        let found = found.filter(|segment| own && !self.segments[*segment].poisoned);
+        if let Some(segment) = found {
             self.extents_free.push((segment, place.index));
         }
     }
@@ -295,7 +297,9 @@ impl Queue {
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
         let messages = live.header.kind == SegmentKind::Messages;
-        if idle && empty && settled && messages && !self.free.contains(&segment) {
+        // One of a shard that is gone is not used again: it may be back at the next start.
+        let own = live.header.segment.directory() == self.options.shard.0;
+        if own && idle && empty && settled && messages && !self.free.contains(&segment) {
             self.free.push(segment);
         }
     }

@@ -35,6 +35,13 @@ pub trait Medium {
     /// Those of the medium; `StorageFull` also when too little would stay free.
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<Self::File>;
 
+    /// Gives a segment that holds nothing another name and the header of a new one. On the way it
+    /// is a file that is being made.
+    ///
+    /// # Errors
+    /// Those of the medium; it is then no segment any more, or what it was.
+    fn take_over(&self, from: SegmentId, to: SegmentId, header: &[u8]) -> io::Result<Self::File>;
+
     /// Moves a segment that cannot be used out of the way, keeping it.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use crate::mail::{
     Ret, ShardId,
 };
 
+mod adopt;
 mod early;
 mod forward;
 mod inspect;

@@ -5,13 +5,11 @@
 //! Two rules, as the ESA has them. By count: the failed retry after which none is left expires
 //! at once. By age: a delivery whose time in queue is over expires immediately before its next
 //! attempt; mail that is not attempted because it is ready or waits for hosts expires at
-//! [`expires_at`]. So a deferred delivery is not cut short between two attempts, and none is
+//! [`expires_at`], unless it is from before the start ([`super::clock`]). So a deferred delivery is not cut short between two attempts, and none is
 //! attempted past its age.
 //!
-//! Limits: all arithmetic saturates. A wall clock that is set back makes mail younger, never
-//! negative; one that is set forward ages it. Whoever has a monotonic clock running since the
-//! arrival passes an arrival time shifted by the jump; [`due_on`] bounds what a wrong clock can
-//! do to a timer.
+//! Limits: all arithmetic saturates. Times are those of [`super::QueueClock`], which does not
+//! jump; [`due_on`] bounds what a time stored under a wrong clock can do to a timer.
 
 use crate::mail::time::millis;
 use crate::mail::{Enhanced, Failure, Mono, Now, Wall};

@@ -26,6 +26,9 @@ use crate::settle::report;
 /// When a recipient whose report could not be stored is looked at again.
 const REPORT_RETRY: Duration = Duration::from_secs(60);
 
+/// How soon a report asks again for room for the message it speaks of.
+const LENT_AGAIN: Duration = Duration::from_millis(50);
+
 /// Recipients whose report is on its way to the disk.
 pub(super) struct Reported {
     handle: Handle,
@@ -78,6 +81,13 @@ impl Shard {
         last: Option<Failure>,
         host: Option<SocketAddr>,
     ) {
+        // Many large messages may fail at once.
+        let _lent = loop {
+            match self.lend(&delivery) {
+                Some(lent) => break lent,
+                None => super::io::sleep(LENT_AGAIN).await,
+            }
+        };
         let Some((delivery, message)) = self.load(delivery).await else { return };
         let mid = self.queue.borrow_mut().ids().next_mid();
         let Some(mid) = mid else {
@@ -142,14 +152,14 @@ impl Shard {
             mid,
             original_mid: delivery.mid,
             date: &header_date(now.wall),
-            arrival_date: &header_date(delivery.arrival),
+            arrival_date: &header_date(self.clock.shown(delivery.arrival, now)),
             envelope: &message.envelope,
             profile,
             original: &message.body.bytes,
             original_octets: message.body.bytes.len() as u64,
             failed: &failed,
         })?;
-        Some(new_report(report, mid, delivery.mid, profile, now))
+        Some(new_report(report, mid, delivery.mid, profile, self.queue_now()))
     }
 
     /// The report of these recipients is on disk: they are settled.
@@ -171,7 +181,7 @@ impl Shard {
     ) {
         let text = format!("MID {mid}: its failure report cannot be stored; it stays queued");
         self.log(|log, now| log.warning(now, &text));
-        let till = self.now().wall + REPORT_RETRY;
+        let till = self.queue_now().wall + REPORT_RETRY;
         let mut queue = self.queue.borrow_mut();
         for rid in rids {
             let attempts = attempts_of(&queue, handle, *rid);

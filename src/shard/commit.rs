@@ -13,6 +13,7 @@ use super::bounce::Reported;
 use super::connection::Bell;
 use super::hot::Message;
 use super::io::{Gather, Piece};
+use super::receive_memory::Share;
 use crate::mail::{Domain, Handle, Mid};
 use crate::queue::{
     Chunk, Damaged, Effect, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
@@ -39,6 +40,8 @@ pub(super) enum Waiter {
         early: bool,
         verdicts: Verdicts,
         bell: Rc<Bell>,
+        /// Its receive memory, free at the verdict.
+        share: Share,
     },
     /// Recipients that bounce when their report is stored.
     Report { of: Reported, mid: Mid, message: Arc<Message> },
@@ -173,11 +176,12 @@ impl Shard {
     /// Every recipient was accepted before the commit: the client is answered, and nothing is
     /// left to be done.
     fn accepted(self: &Rc<Self>, waiter: Waiter, safe: Safe) {
-        let Waiter::Client { mid, message, verdicts, bell, .. } = waiter else {
+        let Waiter::Client { mid, message, verdicts, bell, share, .. } = waiter else {
             unreachable!("reports are not delivered before their commit")
         };
         self.uncommitted.borrow_mut().remove(&mid);
         let counters = self.counters();
+        drop(share);
         counters.unwritten_messages.one();
         counters.messages_in.one();
         counters.octets_in.add(message.body.bytes.len() as u64);
@@ -202,7 +206,8 @@ impl Shard {
         counters.pending.add(pending);
         self.hot.borrow_mut().insert(mid, message.clone());
         match waiter {
-            Waiter::Client { verdicts, bell, early, .. } => {
+            Waiter::Client { verdicts, bell, early, share, .. } => {
+                drop(share);
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
                 if let Some(received_us) = message.received_us {
@@ -231,7 +236,8 @@ impl Shard {
 
     fn not_committed(self: &Rc<Self>, waiter: Waiter) {
         match waiter {
-            Waiter::Client { mid, verdicts, bell, .. } => {
+            Waiter::Client { mid, verdicts, bell, share, .. } => {
+                drop(share);
                 self.uncommitted.borrow_mut().remove(&mid);
                 self.withdraw(mid);
                 verdicts.borrow_mut().push((mid, Verdict::Failed));

@@ -95,6 +95,12 @@ impl Bell {
         Poll::Pending
     }
 
+    /// Has it rung since it was last asked?
+    #[cfg(test)]
+    pub(super) fn has_rung(&self) -> bool {
+        self.rung.replace(false)
+    }
+
     fn wake(&self) {
         let waker = self.waker.borrow_mut().take();
         if let Some(waker) = waker {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::destination::{Destination, Way, no_route};
 use super::early::Parked;
-use super::hot::Message;
+use super::hot::{Lent, Message};
 use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
@@ -183,8 +183,8 @@ impl Shard {
             self.destinations.borrow_mut().done(id);
             return Vec::new();
         };
-        let now = self.now().wall;
-        let due = due_at(&summary, now);
+        let now = self.queue_now();
+        let due = due_at(&summary, now.wall);
         let rids: Vec<Rid> = due.iter().map(|r| r.rid).collect();
         let attempts = due.iter().map(|r| u32::from(r.attempts)).max().unwrap_or(0);
         let all = self.delivery_of(handle, &summary, rids, attempts);
@@ -194,7 +194,7 @@ impl Shard {
             self.end_piece(handle);
             return Vec::new();
         }
-        if retry::is_expired(&all.profile, all.arrival, now) {
+        if self.clock.is_expired(&all.profile, all.arrival, now.mono) {
             self.bounce(all, retry::expiry_failure(), Dcid(0), None);
             return Vec::new();
         }
@@ -217,7 +217,7 @@ impl Shard {
     pub(super) fn schedule_found(self: &Rc<Self>, handle: Handle) {
         let Some(summary) = self.queue.borrow().summary(handle) else { return };
         let Some(due) = earliest(&summary) else { return };
-        let now = self.now();
+        let now = self.queue_now();
         if due <= now.wall {
             return self.make_ready(handle, &summary.domain);
         }
@@ -290,6 +290,18 @@ impl Shard {
     /// The destination of a handle that is under way.
     pub(super) fn id_of(&self, handle: Handle) -> Option<DestinationId> {
         self.under_way.borrow().get(&handle).map(|under_way| under_way.id)
+    }
+
+    /// Room in memory for the body of a delivery; `None`: not now, its turn comes again.
+    pub(super) fn lend(&self, delivery: &Delivery) -> Option<Lent> {
+        let hot = self.hot.borrow();
+        let known = hot.get(delivery.mid);
+        let known = known.or_else(|| self.uncommitted.borrow().get(&delivery.mid).cloned());
+        let octets = known.map_or_else(
+            || self.queue.borrow().body_octets(delivery.handle),
+            |message| message.body.bytes.len() as u64,
+        );
+        hot.lend(octets)
     }
 
     /// The recipients as the session needs them.
@@ -378,10 +390,10 @@ impl Shard {
         self.queue.borrow_mut().forget_early(early);
         let mut destinations = self.destinations.borrow_mut();
         if let Some(summary) = summary {
-            let now = self.now();
+            let now = self.queue_now();
             let profile = self.config();
             let profile = profile.bounce_profile_for(&summary.bounce_profile, &summary.domain);
-            let ends = retry::expires_at(profile, summary.arrival);
+            let ends = self.clock.expires_at(profile, summary.arrival, now.mono);
             if under_way.waits {
                 let due = retry::due_on(now, ends, DUE_AHEAD_MS_MAX);
                 destinations.wait(under_way.id, handle, due);

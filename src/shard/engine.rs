@@ -18,6 +18,7 @@ use std::time::Duration;
 use super::connection::Bell;
 use super::hot::Hot;
 use super::io::{self, Backend, BoundListener, Files};
+use super::receive_memory::ReceiveMemory;
 use super::shortage::Pause;
 use super::{Shard, Shared, Stopping};
 use crate::config::tuning::Tuning;
@@ -25,6 +26,7 @@ use crate::config::{IoMode, Snapshot, Store};
 use crate::mail::time::millis;
 use crate::mail::{Mono, ShardId};
 use crate::queue::{Opened, Queue, Spool};
+use crate::schedule::QueueClock;
 use crate::telemetry::MailLog;
 use crate::telemetry::settings::LogTime;
 
@@ -233,6 +235,7 @@ impl Shard {
             hot: RefCell::new(Hot::new(
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),
             )),
+            receive_memory: ReceiveMemory::new(config.tuning.receive_memory_octets),
             destinations: RefCell::default(),
             looked_at: Cell::new(0),
             resolved: RefCell::default(),
@@ -251,6 +254,7 @@ impl Shard {
             pause: Pause::default(),
             takes_mail: Cell::new(true),
             stopped_at: Cell::new(None),
+            clock: QueueClock::new(now),
             snapshot: RefCell::new(Rc::new(Snapshot::clone(&config))),
             shared,
         });

@@ -3,7 +3,8 @@
 //! Owns: one task per listener and one per client. Never: the dialogue (`smtp::server`), or a
 //! 250 without the proof that a commit gave.
 //!
-//! Diagnostics: a client over a limit gets 421 4.7.0; when the process has no file descriptor
+//! Diagnostics: a client over a limit gets 421 4.7.0; without receive memory it waits, then 452
+//! 4.3.1; when the process has no file descriptor
 //! left, accepting pauses instead of spinning.
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,12 +14,13 @@ use std::time::Duration;
 
 use super::balance::NewClient;
 use super::commit::{Verdict, Verdicts, Waiter};
-use super::connection::{Connection, Happened};
+use super::connection::{Bell, Connection, Happened};
 use super::hot::Message;
 use super::io::{self, Accepted, Gather, Listener, Socket};
+use super::receive_memory::{Answer, Share, WAIT_MS_MAX};
 use super::{Shard, Stopping};
 use crate::config::{CommitMode, ListenerSettings};
-use crate::mail::{Body, Icid, Mailbox, Mid, Now, Rid};
+use crate::mail::{Body, Icid, Mailbox, Mid, Mono, Now, Rid};
 use crate::queue::{Full, NewMessage};
 use crate::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session, Transaction};
 
@@ -118,6 +120,8 @@ struct Client<'a> {
     session: Session,
     /// Where the verdicts on the messages that were handed in will stand.
     verdicts: Verdicts,
+    /// The receive memory of the message that comes in.
+    share: Share,
 }
 
 impl<'a> Client<'a> {
@@ -130,8 +134,8 @@ impl<'a> Client<'a> {
         let who = Peer { ip: peer.ip(), relay: settings.may_relay(peer.ip()) };
         let session = Session::new(settings.server.clone(), who, shard.now());
         let listener = settings.address.to_string().into();
-        let verdicts = Verdicts::default();
-        Self { shard, settings, peer: peer.ip(), icid, listener, session, verdicts }
+        let (verdicts, share) = (Verdicts::default(), shard.receive_memory.share());
+        Self { shard, settings, peer: peer.ip(), icid, listener, session, verdicts, share }
     }
 
     async fn run(mut self, socket: Socket, local: IpAddr, counted: bool) {
@@ -151,7 +155,7 @@ impl<'a> Client<'a> {
                     break true;
                 }
             }
-            bell.set_deadline(Some(self.session.deadline()));
+            bell.set_deadline(Some(self.deadline()));
             match connection.next().await {
                 Happened::Received(Ok(1..)) | Happened::Sent(Ok(())) => self.go_on(&mut connection),
                 Happened::Received(Ok(_)) if self.session.has_message_in_hand() => ended = true,
@@ -171,7 +175,8 @@ impl<'a> Client<'a> {
                 // It does not even read its last replies.
                 Happened::Deadline if self.session.should_close() => break true,
                 Happened::Deadline => {
-                    self.session.handle_deadline(&mut self.gate(), self.shard.now())
+                    self.handle_deadline(self.shard.now());
+                    self.go_on(&mut connection);
                 }
             }
         };
@@ -224,13 +229,67 @@ impl<'a> Client<'a> {
             let (shard, icid) = (self.shard, self.icid);
             let mut gate = ClientGate { shard, icid };
             let rest = connection.received().get(done..).unwrap_or_default();
+            if !self.has_memory(rest.len(), connection.bell(), now) {
+                return connection.keep(done);
+            }
             let step = self.session.handle_input(rest, &mut gate, now);
             done += step.consumed;
+            if !matches!(step.next, Next::Message(_)) {
+                self.share.settle(self.session.held_octets() as u64);
+            }
             match step.next {
                 Next::Message(transaction) => self.hand_in(*transaction, connection, now),
                 Next::Read | Next::Close => return connection.done_with(done),
                 Next::Write | Next::Verdict => return connection.keep(done),
             }
+        }
+    }
+
+    /// May `input` more octets be taken? If not, the bell rings when to ask again.
+    fn has_memory(&mut self, input: usize, bell: &Rc<Bell>, now: Now) -> bool {
+        let Some(wanted) = self.session.memory_wanted(input).filter(|_| input > 0) else {
+            return true;
+        };
+        let waited_since = self.share.waits_since();
+        match self.share.ask(&wanted, bell, now.mono) {
+            Answer::Granted => {
+                if let Some(since) = waited_since {
+                    self.session.handle_pause(since, now.mono);
+                }
+                if self.share.large() > 0 {
+                    self.session.make_room(self.share.large());
+                }
+            }
+            Answer::Wait => return false,
+            Answer::Refused => self.refuse_for_memory(now),
+        }
+        true
+    }
+
+    /// There is no memory for the rest of the message: 452 at its end.
+    fn refuse_for_memory(&mut self, now: Now) {
+        if let Some(since) = self.share.waits_since() {
+            self.session.handle_pause(since, now.mono);
+        }
+        self.share.give_up();
+        self.session.drop_message(no_memory());
+        self.shard.counters().receive_refused.one();
+    }
+
+    fn deadline(&self) -> Mono {
+        match self.share.waits_since() {
+            Some(since) => Mono(since.0 + WAIT_MS_MAX),
+            None => self.session.deadline().min(self.share.slow_at().unwrap_or(Mono(u64::MAX))),
+        }
+    }
+
+    fn handle_deadline(&mut self, now: Now) {
+        let has_waited = self.share.waits_since().is_some_and(|s| now.mono.0 >= s.0 + WAIT_MS_MAX);
+        if has_waited || self.share.is_slow(now.mono) {
+            return self.refuse_for_memory(now);
+        }
+        if self.share.waits_since().is_none() {
+            self.session.handle_deadline(&mut self.gate(), now);
         }
     }
 
@@ -240,6 +299,7 @@ impl<'a> Client<'a> {
         let sender = transaction.envelope.sender.clone();
         let (message_id, subject) = (transaction.message_id(), transaction.subject());
         let octets = transaction.data.len() as u64;
+        let share = self.share.hand_over(transaction.octets());
         self.shard.log(|log, now| {
             if let Some(id) = &message_id {
                 log.message_id(now, mid, id);
@@ -253,7 +313,7 @@ impl<'a> Client<'a> {
         let new = NewMessage {
             mid,
             envelope: transaction.envelope.clone(),
-            arrival: now.wall,
+            arrival: self.shard.queue_now().wall,
             bounce_profile: self.settings.bounce_profile.clone(),
             listener: self.listener.clone(),
             cause: None,
@@ -271,7 +331,7 @@ impl<'a> Client<'a> {
         match appended {
             Ok(ticket) => {
                 let (verdicts, bell) = (self.verdicts.clone(), connection.bell().clone());
-                let waiter = Waiter::Client { mid, message, early, verdicts, bell };
+                let waiter = Waiter::Client { mid, message, early, verdicts, bell, share };
                 self.shard.waiters.borrow_mut().insert(ticket, waiter);
                 if !early {
                     self.shard.commit_bell.ring();
@@ -298,8 +358,9 @@ impl<'a> Client<'a> {
         }
     }
 
-    async fn close(self, mut connection: Connection, lost: bool) {
+    async fn close(mut self, mut connection: Connection, lost: bool) {
         let icid = self.icid;
+        self.share.give_up();
         if !lost {
             // Data that was not read would turn our last reply into a reset.
             connection.socket().shutdown_write();
@@ -327,6 +388,10 @@ impl<'a> Client<'a> {
     }
 }
 
+fn no_memory() -> Refusal {
+    Refusal::new(452, 3, 1, "Out of memory for messages, try again later")
+}
+
 fn refusal(full: Full) -> Refusal {
     match full {
         Full::NoSpace => Refusal::new(452, 3, 1, "The queue is full"),
@@ -345,6 +410,10 @@ impl Gate for ClientGate<'_> {
         if !self.shard.takes_mail.get() {
             return Err(refusal(Full::NoSpace));
         }
+        if self.shard.receive_memory.refuses(octets) {
+            self.shard.counters().receive_refused.one();
+            return Err(no_memory());
+        }
         let mut queue = self.shard.queue.borrow_mut();
         queue.has_room(octets.unwrap_or(0)).map_err(refusal)?;
         let mid = queue.ids().next_mid().ok_or_else(|| refusal(Full::NoSpace))?;
@@ -360,6 +429,9 @@ impl Gate for ClientGate<'_> {
     fn recipient(&mut self, mid: Mid, rid: Rid, address: &Mailbox) -> Result<(), Refusal> {
         if self.shard.config().routes.find(address.domain()).is_none() {
             return Err(Refusal::new(451, 4, 4, "No route covers this domain"));
+        }
+        if self.shard.receive_memory.is_overdrawn() {
+            return Err(no_memory());
         }
         let icid = self.icid;
         self.shard.log(|log, now| log.to(now, mid, icid, rid, address));

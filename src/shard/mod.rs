@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `balance` | inject: clients spread evenly over the shards |
 //! | `listener` | inject: accept, a client's dialogue, the message handed to the queue |
+//! | `receive_memory` | inject: memory for messages on their way in, and who waits for it |
 //! | `early` | queue: deliver-or-sync, between the final dot and the commit |
 //! | `commit` | queue: effects carried out, 250 released by their results |
 //! | `hot` | queue: bytes of messages that are still in memory |
@@ -47,6 +48,7 @@ pub mod io;
 mod listener;
 mod log;
 mod pool;
+mod receive_memory;
 mod session;
 mod settlement;
 mod shared;
@@ -63,7 +65,7 @@ use hashbrown::HashMap;
 use crate::config::Snapshot;
 use crate::mail::{Dcid, Domain, Handle, Mid, Now, ShardId};
 use crate::queue::{FileMedium, Queue, SegmentId};
-use crate::schedule::Destinations;
+use crate::schedule::{Destinations, QueueClock};
 use crate::telemetry::{Counters, Latencies, MailLog};
 
 use commit::Waiter;
@@ -74,9 +76,11 @@ use early::Parked;
 use hot::{Hot, Message};
 use io::{Backend, File, Files};
 use pool::Pool;
+use receive_memory::ReceiveMemory;
 use shortage::Pause;
 
 pub use engine::Engine;
+pub use receive_memory::ReceiveUsage;
 pub use shared::{ShardReport, Shared, Stopping};
 
 /// One shard: everything here belongs to one thread.
@@ -99,6 +103,7 @@ pub struct Shard {
     /// Who waits for a commit.
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,
+    receive_memory: ReceiveMemory,
     destinations: RefCell<Destinations>,
     /// Where the next look at the hosts of destinations goes on.
     looked_at: Cell<usize>,
@@ -123,11 +128,18 @@ pub struct Shard {
     takes_mail: Cell<bool>,
     /// When the end began.
     stopped_at: Cell<Option<crate::mail::Mono>>,
+    /// What is stored is timed by it.
+    clock: QueueClock,
 }
 
 impl Shard {
     fn now(&self) -> Now {
         io::now()
+    }
+
+    /// The time for what is stored: it does not jump with the wall clock.
+    fn queue_now(&self) -> Now {
+        self.clock.read(self.now().mono)
     }
 
     fn config(&self) -> Rc<Snapshot> {
@@ -142,6 +154,7 @@ impl Shard {
         }
         self.snapshot.replace(Rc::new(Snapshot::clone(&self.shared.config.load())));
         self.mail_log.borrow_mut().set_detail(self.config().log.detail);
+        self.receive_memory.set_octets_max(self.config().tuning.receive_memory_octets);
         self.turn_lanes_anew();
         self.destinations.borrow_mut().poke_all();
         self.feed_bell.ring();

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::connection::{Bell, Beside, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
+use super::hot::Lent;
 use super::io::{self, Gather, Piece, Socket};
 use super::pool::{Held, Idle, Served};
 use super::{Shard, Stopping};
@@ -157,6 +158,8 @@ struct UnderWay {
     key: u64,
     delivery: Delivery,
     body_octets: u64,
+    /// Room for its body, while it is under way.
+    _lent: Lent,
 }
 
 /// The dialogue over a connection that stands.
@@ -436,7 +439,7 @@ impl<'a> Dialogue<'a> {
             if looks_ahead && self.shard.is_wanted(&self.held, &self.served.host) {
                 return self.forget_idle();
             }
-            let Some(delivery) = self.next_delivery() else {
+            let Some((delivery, lent)) = self.next_delivery() else {
                 return self.become_idle();
             };
             self.forget_idle();
@@ -456,7 +459,8 @@ impl<'a> Dialogue<'a> {
                 body: message.body.clone(),
                 strict: delivery.strict,
             };
-            self.under_way.push_back(UnderWay { key: self.key, delivery, body_octets });
+            let under_way = UnderWay { key: self.key, delivery, body_octets, _lent: lent };
+            self.under_way.push_back(under_way);
             self.served.outstanding.set(self.served.outstanding.get() + 1);
             self.session.submit(transaction);
         }
@@ -478,16 +482,20 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    /// The first delivery of the lane whose destination has a permit for us.
-    fn next_delivery(&mut self) -> Option<Delivery> {
+    /// The first delivery of the lane whose destination has a permit for us, and whose body has
+    /// room in memory.
+    fn next_delivery(&mut self) -> Option<(Delivery, Lent)> {
         let mut skipped = Vec::new();
         let mut found = None;
         while skipped.len() < LOOK_AHEAD_MAX {
             let Some(delivery) = self.served.lane.borrow_mut().pop() else { break };
             // A strict repeat wants a new connection.
             let fits = !(delivery.strict && self.transactions > 0);
-            if fits && self.shard.swap_permit(&mut self.held, &delivery.destination) {
-                found = Some(delivery);
+            let lent = if fits { self.shard.lend(&delivery) } else { None };
+            if let Some(lent) = lent
+                && self.shard.swap_permit(&mut self.held, &delivery.destination)
+            {
+                found = Some((delivery, lent));
                 break;
             }
             skipped.push(delivery);

@@ -270,13 +270,14 @@ impl Shard {
         if self.must_park(delivery.handle) {
             return self.park(delivery.mid, Parked::Defer(delivery, failure, dcid));
         }
-        let now = self.now().wall;
+        let now = self.queue_now();
+        let came = self.clock.came(delivery.arrival, now.mono);
         let attempts = delivery.attempts + 1;
         for rid in &delivery.rids {
             self.log(|log, now| log.delayed(now, dcid, delivery.mid, *rid, &failure));
         }
         self.counters().soft_bounces.add(delivery.rids.len() as u64);
-        let till = match retry::verdict(&delivery.profile, attempts, delivery.arrival, now) {
+        let till = match retry::verdict(&delivery.profile, attempts, came, now.wall) {
             Retry::At(till) => till,
             Retry::Expired(expired) => {
                 self.release(delivery.handle, &delivery.rids);
@@ -294,6 +295,7 @@ impl Shard {
         drop(queue);
         self.counters().deferrals.one();
         let profile = &delivery.profile.name;
+        let till = self.clock.shown(till, self.now());
         self.log(|log, now| log.pending_till(now, delivery.mid, &delivery.rids, till, profile));
         self.end_piece(delivery.handle);
     }

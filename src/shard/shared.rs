@@ -15,6 +15,7 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
 use super::balance::Balance;
+use super::receive_memory::ReceiveUsage;
 use crate::config::{Snapshot, Store};
 use crate::mail::{Domain, Mono, ShardId, Shortage};
 use crate::queue::Usage;
@@ -50,6 +51,8 @@ pub struct ShardReport {
     pub commit_latencies: Latencies,
     /// False when the shard takes no mail because its disk or its queue does not.
     pub takes_mail: bool,
+    /// Memory of messages on their way in.
+    pub receive: ReceiveUsage,
 }
 
 /// Shared by all shards and the control plane.

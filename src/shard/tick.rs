@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::io;
 use super::shared::lock;
 use super::{Shard, ShardReport, Stopping};
-use crate::schedule::retry;
+use crate::mail::Mono;
 use crate::telemetry::line::Level;
 
 /// The length of a tick.
@@ -83,6 +83,7 @@ impl Shard {
         self.queue.borrow_mut().tick(now);
         self.commit_bell.ring();
         self.log_notes();
+        self.watch_receive_memory(now.mono);
         if self.stopping() != Stopping::No {
             return;
         }
@@ -95,6 +96,25 @@ impl Shard {
         let wakes = self.shared.gates.wakes();
         if self.destinations.borrow_mut().wake(now.mono, wakes, WAKE_MAX) > 0 {
             self.feed_bell.ring();
+        }
+    }
+
+    /// Says when new mail begins to be refused for want of memory, and when that ends.
+    fn watch_receive_memory(&self, now: Mono) {
+        match self.receive_memory.tick(now) {
+            Some(true) => {
+                let usage = self.receive_memory.usage();
+                let text = format!(
+                    "receive memory is full, {} clients wait: new mail is refused with 452 from \
+                     now on (ringpost.receive_memory_octets = {})",
+                    usage.waiting, usage.octets_max
+                );
+                self.log(|log, now| log.warning(now, &text));
+            }
+            Some(false) => {
+                self.log(|log, now| log.info(now, "receive memory has room again"));
+            }
+            None => {}
         }
     }
 
@@ -152,13 +172,13 @@ impl Shard {
 
     /// Mail that is ready but gets no turn grows old too.
     fn expire_ready(self: &Rc<Self>) {
-        let now = self.now().wall;
+        let now = self.now().mono;
         let config = self.config();
         let keep = |_, handle| {
             let summary = self.queue.borrow().summary(handle);
             summary.is_none_or(|s| {
                 let profile = config.bounce_profile_for(&s.bounce_profile, &s.domain);
-                !retry::is_expired(profile, s.arrival, now)
+                !self.clock.is_expired(profile, s.arrival, now)
             })
         };
         let expired = self.destinations.borrow_mut().sweep(SWEEP_MAX, keep);
@@ -188,6 +208,7 @@ impl Shard {
             latencies: self.latencies.borrow().clone(),
             commit_latencies: self.commit_latencies.borrow().clone(),
             takes_mail,
+            receive: self.receive_memory.usage(),
         };
         *lock(&self.shared.reports[usize::from(self.id.0)]) = report;
     }

@@ -133,6 +133,8 @@ counters! {
     octets_in: Counter,
     /// Octets of messages that next hops took.
     octets_out: Counter,
+    /// Messages refused because there was no memory to receive them.
+    receive_refused: Counter,
     /// Connections from clients.
     connections_in: Counter,
     /// Connections to next hops that stood.

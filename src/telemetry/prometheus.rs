@@ -69,6 +69,12 @@ pub struct ShardSample {
     pub index_octets: usize,
     /// Messages that wait for their commit.
     pub uncommitted: usize,
+    /// Octets of memory held by messages on their way in.
+    pub receive_octets: u64,
+    /// Most octets that they may hold.
+    pub receive_octets_max: u64,
+    /// Clients that wait for such memory.
+    pub receive_waiting: usize,
 }
 
 /// Everything that one page shows.
@@ -157,6 +163,7 @@ fn totals(text: &mut Text, totals: &Totals) {
         ("messages_delivered", "Transactions that a next hop took.", totals.messages_out),
         ("accepted_bytes", "Octets of messages taken from clients.", totals.octets_in),
         ("delivered_bytes", "Octets of messages that next hops took.", totals.octets_out),
+        ("receive_refused", "Messages refused for want of receive memory.", totals.receive_refused),
         ("connections_in", "Connections from clients.", totals.connections_in),
         ("connections_out", "Connections to next hops that stood.", totals.connections_out),
         ("connection_errors", "Connections that brought no session.", totals.connection_errors),
@@ -181,7 +188,7 @@ fn totals(text: &mut Text, totals: &Totals) {
 
 fn shard_families(text: &mut Text, shards: &[ShardSample]) {
     type Value = fn(&ShardSample) -> u64;
-    let families: [(&str, &str, Value); 11] = [
+    let families: [(&str, &str, Value); 14] = [
         ("pending", "Recipients not yet settled.", |s| s.pending),
         ("takes_mail", "1, or 0 when its disk or queue takes no mail.", |s| s.takes_mail.into()),
         ("destinations", "Receiving domains with mail.", |s| s.destinations as u64),
@@ -193,6 +200,9 @@ fn shard_families(text: &mut Text, shards: &[ShardSample]) {
         ("queue_segments_poisoned", "Segments given up.", |s| s.segments_poisoned as u64),
         ("queue_index_bytes", "Octets of memory of its index.", |s| s.index_octets as u64),
         ("queue_uncommitted", "Messages that wait for a commit.", |s| s.uncommitted as u64),
+        ("receive_bytes", "Octets of messages on their way in.", |s| s.receive_octets),
+        ("receive_max_bytes", "Most octets of messages on their way in.", |s| s.receive_octets_max),
+        ("receive_waiting", "Clients that wait for memory.", |s| s.receive_waiting as u64),
     ];
     for (short, help, value) in families {
         let name = format!("ringpost_shard_{short}");

@@ -61,6 +61,15 @@ impl Client {
         }
     }
 
+    /// As [`Client::reply`], for a reply that may take ten minutes.
+    pub fn long_reply(&mut self) -> String {
+        let patience = std::time::Duration::from_secs(600);
+        self.reader.get_ref().set_read_timeout(Some(patience)).unwrap();
+        let reply = self.reply();
+        self.reader.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        reply
+    }
+
     /// MAIL and RCPT, each of which must be taken.
     pub fn envelope(&mut self, from: &str, to: &[&str]) {
         let reply = self.command(&format!("MAIL FROM:<{from}>"));

@@ -250,6 +250,23 @@ impl Engine {
         self.metrics().get(name).copied().unwrap_or(0.0)
     }
 
+    /// A configuration for verbs: that of the engine with the admin address it got.
+    pub fn config_for_verbs(&self) -> String {
+        let text = fs::read_to_string(self.path("ringpost.toml")).unwrap();
+        let at = text.find("[admin]").unwrap();
+        let (before, after) = text.split_at(at);
+        let after = after.replacen("127.0.0.1:0", &self.admin.to_string(), 1);
+        fs::write(self.path("verbs.toml"), format!("{before}{after}")).unwrap();
+        "verbs.toml".to_owned()
+    }
+
+    /// Runs a verb of `ringpost` that needs this engine or its configuration.
+    pub fn verb(&self, words: &[&str]) -> (i32, String, String) {
+        let config = self.config_for_verbs();
+        let words: Vec<&str> = words.iter().copied().chain(["--config", &config]).collect();
+        ringpost(&words, &self.path(""))
+    }
+
     /// Waits until nothing is queued.
     pub fn wait_empty(&self) {
         self.wait("an empty queue", || self.metric("ringpost_recipients_pending") == 0.0);

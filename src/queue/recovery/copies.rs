@@ -97,6 +97,7 @@ impl<M: Medium> Opening<'_, M> {
                 used.extend(places.iter().map(|place| (place.segment, place.index)));
             }
         }
+        self.take_over(&used);
         let own = self.queue.options.shard.0;
         for (position, segment) in self.queue.segments.iter().enumerate() {
             let name = segment.header.segment;

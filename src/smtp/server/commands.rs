@@ -174,6 +174,7 @@ impl Session {
             size_declared: mail.size_octets,
             started: now,
             intake: None,
+            envelope_octets: 0,
         }));
         self.push_line("250 2.1.0 Ok");
     }
@@ -213,6 +214,8 @@ impl Session {
         };
         match verdict {
             Ok(rid) => {
+                let texts = address.as_str().len() + rcpt.orcpt.as_ref().map_or(0, |o| o.len());
+                transaction.envelope_octets += size_of::<Recipient>() + texts;
                 taken.push(Recipient { rid, address, notify: rcpt.notify, orcpt: rcpt.orcpt });
                 self.push_line("250 2.1.5 Ok");
             }

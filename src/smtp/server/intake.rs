@@ -63,9 +63,10 @@ impl Session {
         let date = self.date.of(now.wall);
         transaction.data = received_field(&client.trace, protocol, transaction.mid, date);
         transaction.received_octets = transaction.data.len();
-        // A declared size saves the growth of the buffer; a false one costs no more than this.
+        // A declared size saves the growth of the buffer; a false one costs no more than this. A
+        // large message gets its room from the caller.
         let declared = transaction.size_declared.unwrap_or(0);
-        let expected = declared.min(limits::INLINE_MESSAGE_OCTETS_MAX);
+        let expected = if declared > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { declared };
         transaction.data.reserve(usize::try_from(expected).unwrap_or(0));
         transaction.intake = Some(Intake::new(framing, now.mono));
     }

@@ -17,7 +17,8 @@
 //! to EHLO and HELO and 354 have none. Wrong calls (a verdict without a message) panic.
 //!
 //! Limits: memory is one message of at most [`ServerSettings::message_octets_max`] octets and one
-//! read, in a buffer of at most twice that; its envelope ([`ServerSettings::recipients_max`]
+//! read, in a buffer of at most twice that ([`Session::memory_wanted`] is asked before each read,
+//! by a caller that keeps account of it); its envelope ([`ServerSettings::recipients_max`]
 //! recipients); replies of [`limits::SERVER_OUTPUT_OCTETS_MAX`] octets and one more. Nothing else
 //! grows.
 
@@ -26,6 +27,7 @@ mod commands;
 mod gate;
 mod header;
 mod intake;
+mod memory;
 mod transaction;
 
 use std::collections::VecDeque;
@@ -34,6 +36,7 @@ use std::sync::Arc;
 
 pub use gate::{Abort, Gate, Refusal};
 pub use header::{HeaderFields, header_fields};
+pub use memory::Wanted;
 pub use transaction::Transaction;
 
 use header::Date;
@@ -290,12 +293,6 @@ impl Session {
     #[must_use]
     pub fn should_close(&self) -> bool {
         self.state == State::Closing && self.in_hand.is_empty()
-    }
-
-    /// Octets of message data held, for the caller's account of receive memory.
-    #[must_use]
-    pub fn held_octets(&self) -> usize {
-        self.transaction.as_ref().map_or(0, |t| t.data.capacity())
     }
 
     /// When [`Session::handle_deadline`] is due. There is none (`Mono(u64::MAX)`) while a verdict

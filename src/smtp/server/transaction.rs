@@ -35,6 +35,8 @@ pub struct Transaction {
     /// When MAIL was taken.
     pub started: Now,
     pub(super) intake: Option<Intake>,
+    /// What the envelope takes of memory, in octets.
+    pub(super) envelope_octets: usize,
 }
 
 /// The state of a message whose bytes come in.
@@ -84,6 +86,11 @@ impl Transaction {
             self.stop_storing();
         }
         (taken.consumed, taken.end)
+    }
+
+    /// True while the bytes that come in are kept.
+    pub(super) fn is_stored(&self) -> bool {
+        self.intake.as_ref().is_some_and(|intake| intake.stored)
     }
 
     /// Frees what was stored; the rest of the message is thrown away as it comes.
