@@ -425,7 +425,7 @@ impl Flight {
     }
 
     /// The reply to the end of data counts: whoever was taken before shares it.
-    fn conclude(&mut self) {
+    pub(super) fn conclude(&mut self) {
         match self.last.clone() {
             None => {}
             Some((stage, Err(reply))) => self.refuse_taken(stage, &Failure::from_reply(reply)),

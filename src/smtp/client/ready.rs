@@ -9,17 +9,22 @@
 //!
 //! * A transaction that goes alone is settled by its last reply.
 //! * In a train of BDAT every positive reply must carry the mark of its command (`Mark::fits`). A
-//!   message is taken when its own marked final reply has come. A refusal carries no mark: it is
-//!   final when the next MAIL's reply carries its own, or when nothing follows. If the next MAIL
-//!   is refused too, the peer may still be in the transaction before: from there on every refusal
-//!   is in doubt, nothing new begins, and after RSET whoever was refused goes once more, alone.
+//!   message is taken when its own marked final reply has come and is in its place: the next
+//!   MAIL's reply carries its mark, or nothing is owed any more and the read is empty. An
+//!   acceptance that came too much, before the refusal that was the true answer, shows by the
+//!   refusal that follows in the place of MAIL's reply: then only a later mark proves the place.
+//!   A refusal carries no mark: it is final when the next MAIL's reply carries its own, or when
+//!   nothing follows. If the next MAIL is refused too, the peer may still be in the transaction
+//!   before: from there on every refusal is in doubt, nothing new begins, and after RSET whoever
+//!   was refused goes once more, alone.
 //! * With DATA the 354 is the mark: a message is settled when the next transaction's 354 has
-//!   come, or when nothing is owed any more and the read is empty; with marks, when its own
-//!   marked final reply has come.
+//!   come, or when nothing is owed any more and the read is empty; with marks, as in a train of
+//!   BDAT.
 //!
 //! Diagnostics: a reply out of place ends the session, and the host is to be spoken to plainly.
-//! Messages that were settled stay so; of the others, those whose body was begun are uncertain,
-//! the rest untried. After 421 or the peer's end, what was said stands.
+//! Messages that were settled stay so, and so do those whose marked final reply was not followed
+//! by a refusal; of the others, those whose body was begun are uncertain, the rest untried. After
+//! 421 or the peer's end, what was said stands.
 //!
 //! Limits: those of `pace`; [`limits::TRAIN_OCTETS_MAX`].
 
@@ -56,6 +61,8 @@ pub(super) struct Ready {
     resetting: bool,
     /// QUIT follows as soon as nothing is under way.
     leaving: bool,
+    /// A refusal came behind the last reply that was owed.
+    contradicted: bool,
     out: Outgoing,
 }
 
@@ -81,6 +88,7 @@ impl Ready {
             begun: 0,
             resetting: false,
             leaving: false,
+            contradicted: false,
             out: Outgoing::default(),
         }))
     }
@@ -138,9 +146,14 @@ impl Ready {
         self.flights.push_back(flight);
     }
 
-    /// A reply came that nobody asked for, while nothing was under way.
-    pub(super) fn note_surplus(&mut self) {
-        self.pace.speak_plainly();
+    /// A reply came that nobody asked for. A refusal may be how the host ends an idle connection,
+    /// or the true answer to what seemed to be taken; anything else may be what is left of replies
+    /// that were taken for others.
+    pub(super) fn note_surplus(&mut self, refusal: bool) {
+        self.contradicted = refusal;
+        if !refusal {
+            self.pace.speak_plainly();
+        }
     }
 
     fn index_of(&self, number: u64) -> Option<usize> {
@@ -347,25 +360,55 @@ impl Ready {
         let next = self.flights.get(1).filter(|_| self.in_flight > 1);
         match first.way() {
             Way::Plain => Fate::Final,
-            Way::Data => {
-                let marked = self.pace.asks_for_marks() && first.is_accepted();
+            Way::Data | Way::Bdat if first.is_accepted() => {
                 let drained = link.binder.is_empty() && read_empty;
-                let sure = marked || drained || next.is_some_and(Flight::has_354);
-                if sure { Fate::Final } else { Fate::Open }
-            }
-            Way::Bdat if !self.doubtful.is_empty() => {
-                if first.has_refusals() {
-                    Fate::Doubtful
+                let proven = if self.pace.asks_for_marks() {
+                    self.is_followed_by_mark(0)
                 } else {
-                    Fate::Final
+                    next.is_some_and(Flight::has_354)
+                };
+                match (proven || drained, self.doubtful.is_empty() || !first.has_refusals()) {
+                    (false, _) => Fate::Open,
+                    (true, true) => Fate::Final,
+                    (true, false) => Fate::Doubtful,
                 }
             }
-            Way::Bdat if first.is_accepted() => Fate::Final,
+            Way::Data => {
+                let drained = link.binder.is_empty() && read_empty;
+                let sure = drained || next.is_some_and(Flight::has_354);
+                if sure { Fate::Final } else { Fate::Open }
+            }
+            Way::Bdat if !self.doubtful.is_empty() => Fate::Doubtful,
             Way::Bdat => match next.map(Flight::mail) {
+                None if !read_empty => Fate::Open,
                 None | Some(MailVerdict::Taken) => Fate::Final,
                 Some(MailVerdict::Unanswered) => Fate::Open,
                 Some(MailVerdict::Refused) => Fate::Doubtful,
             },
+        }
+    }
+
+    /// A MAIL behind the transaction with this index has a reply with its mark: the replies
+    /// before it are as many as were owed.
+    fn is_followed_by_mark(&self, at: usize) -> bool {
+        let behind = self.flights.iter().take(self.in_flight).skip(at + 1);
+        behind.map(Flight::mail).any(|mail| mail == MailVerdict::Taken)
+    }
+
+    /// The acceptance of the transaction with this index stands although the dialogue broke: it
+    /// carried its mark, and no refusal came next that could be the true answer.
+    fn is_taken_for_sure(&self, at: usize, cause: &ConnectionCause) -> bool {
+        let flight = &self.flights[at];
+        if !flight.is_over() || !flight.is_accepted() || !self.pace.asks_for_marks() {
+            return false;
+        }
+        match self.flights.get(at + 1).filter(|_| at + 1 < self.in_flight).map(Flight::mail) {
+            None => !self.contradicted,
+            Some(MailVerdict::Taken | MailVerdict::Unanswered) => true,
+            // Replies that do not come are too few, and never one too much.
+            Some(MailVerdict::Refused) => {
+                matches!(cause, ConnectionCause::Timeout) || self.is_followed_by_mark(at)
+            }
         }
     }
 
@@ -444,9 +487,13 @@ impl Ready {
             self.pace.speak_plainly();
         }
         let in_doubt = !self.doubtful.is_empty();
-        for flight in self.flights.iter_mut().take(self.in_flight) {
+        let sure: Vec<bool> =
+            (0..self.in_flight).map(|at| self.is_taken_for_sure(at, &failure.cause)).collect();
+        for (flight, sure) in self.flights.iter_mut().zip(sure) {
             if !in_train {
                 flight.break_off(&failure);
+            } else if sure && !believed {
+                flight.conclude();
             } else if in_doubt && believed && flight.is_over() {
                 flight.stand(true);
             } else {

@@ -115,7 +115,7 @@ impl Session {
                 State::Greeting(_) | State::Ehlo(_) | State::Helo(_) | State::Ready(_) => {}
             }
             if self.link.binder.is_empty() {
-                return self.be_told_unasked(input[0]);
+                return self.be_told_unasked(input, now);
             }
             if self.parser.is_empty() {
                 self.link.before_end = self.is_before_end();
@@ -128,6 +128,24 @@ impl Session {
                 }
             }
         }
+        self.settle_answered(now);
+    }
+
+    /// A reply came that answers nothing. 421 is how hosts end a connection, at any time (RFC 5321
+    /// 3.8): all else was answered before.
+    fn be_told_unasked(&mut self, octets: &[u8], now: Now) {
+        let sent_away = octets.starts_with(b"421") || b"421".starts_with(octets);
+        if sent_away {
+            self.settle_answered(now);
+        }
+        if let State::Ready(ready) = &mut self.state {
+            ready.note_surplus(matches!(octets.first(), Some(b'4' | b'5')));
+        }
+        self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
+    }
+
+    /// No more replies have come: what was answered is in its place.
+    fn settle_answered(&mut self, now: Now) {
         self.state = match mem::replace(&mut self.state, State::Closed) {
             State::Ready(ready) => ready.go_on(true, &mut self.link, now),
             state @ (State::Greeting(_)
@@ -136,17 +154,6 @@ impl Session {
             | State::EndOfFile(_)
             | State::Closed) => state,
         };
-    }
-
-    /// A reply came that answers nothing. A refusal is how hosts end an idle connection; anything
-    /// else may be what is left of replies that were taken for others.
-    fn be_told_unasked(&mut self, first: u8) {
-        if let State::Ready(ready) = &mut self.state
-            && !matches!(first, b'4' | b'5')
-        {
-            ready.note_surplus();
-        }
-        self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
     }
 
     /// The connection is gone: end of file (`None`) or the system's error text, on reading or
