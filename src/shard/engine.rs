@@ -91,7 +91,10 @@ impl Engine {
             let listeners = bound.pop().unwrap_or_default();
             let id = ShardId(u8::try_from(number).unwrap_or(u8::MAX));
             let (shared, spool, ready) = (shared.clone(), spool.clone(), ready.clone());
-            let body = move || run_shard(id, backend, shared, &spool, listeners, &ready);
+            let body = move || {
+                let _guard = AbortOnPanic;
+                run_shard(id, backend, shared, &spool, listeners, &ready);
+            };
             let thread = std::thread::Builder::new().name(format!("shard-{number}")).spawn(body);
             threads.push(thread.map_err(|e| StartError::Shard(e.to_string()))?);
         }
@@ -134,8 +137,19 @@ impl Engine {
     /// Waits for the end of all shards, after [`Shared::stop`].
     pub fn join(self) {
         for thread in self.threads {
-            // A panic has been printed by its thread; the others still end in good order.
-            drop(thread.join());
+            thread.join().expect("a shard that panics ends the process");
+        }
+    }
+}
+
+/// Ends the process when its thread panics, also where panics unwind: the state of a shard is
+/// unknown then, and the others would run on without it, or wait for it at start for ever.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
 }
@@ -351,5 +365,29 @@ impl Shard {
     fn stopped_for(&self) -> Duration {
         let since = self.stopped_at.get().unwrap_or(Mono(u64::MAX));
         Duration::from_millis(self.now().mono.since_ms(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    #[test]
+    fn a_panic_of_a_shard_ends_the_process() {
+        const CHILD: &str = "RINGPOST_TEST_PANICS";
+        if std::env::var_os(CHILD).is_some() {
+            let shard = || {
+                let _guard = AbortOnPanic;
+                panic!("as a shard might");
+            };
+            drop(std::thread::spawn(shard).join());
+            return;
+        }
+        let this = std::env::current_exe().unwrap();
+        let name = "shard::engine::tests::a_panic_of_a_shard_ends_the_process";
+        let output = Command::new(this).args(["--exact", name]).env(CHILD, "1").output().unwrap();
+        assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{output:?}");
     }
 }

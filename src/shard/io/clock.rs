@@ -54,9 +54,15 @@ pub fn now() -> Now {
 
 fn read() -> Now {
     static START_MS: OnceLock<u64> = OnceLock::new();
-    let mono_ms = coarse_ms(ClockId::MonotonicCoarse);
-    let since_start_ms = mono_ms - *START_MS.get_or_init(|| mono_ms);
-    Now { mono: Mono(since_start_ms + 1), wall: Wall(coarse_ms(ClockId::RealtimeCoarse)) }
+    let mono = since(&START_MS, || coarse_ms(ClockId::MonotonicCoarse));
+    Now { mono, wall: Wall(coarse_ms(ClockId::RealtimeCoarse)) }
+}
+
+/// Monotonic 1 is the start, which the first thread that asks sets. It is set before the reading
+/// that counts from it: of two threads that ask for the first time together, one may be late.
+fn since(start_ms: &OnceLock<u64>, read_ms: impl Fn() -> u64) -> Mono {
+    let start_ms = *start_ms.get_or_init(&read_ms);
+    Mono(read_ms().saturating_sub(start_ms) + 1)
 }
 
 fn coarse_ms(clock: ClockId) -> u64 {
@@ -101,5 +107,13 @@ mod tests {
         assert!(now().mono.0 >= before.mono.0 + 10);
         let later = standing(now);
         assert!(later.mono.0 >= before.mono.0 + 10);
+    }
+
+    #[test]
+    fn two_threads_that_ask_first_together_both_get_a_time() {
+        let clock = std::cell::Cell::new(5);
+        let ticking = || clock.replace(clock.get() + 1);
+        assert_eq!(since(&OnceLock::new(), ticking), Mono(2), "the start is read first");
+        assert_eq!(since(&OnceLock::from(9), || 7), Mono(1), "never before the start");
     }
 }
