@@ -54,10 +54,10 @@ pub fn long_link(arguments: &Arguments) -> Value {
                  {} connections, {} at once",
                 carried.rate(),
                 link.connections(),
-                link.connections_peak(),
+                sink.counts().connections_peak,
             );
         }
-        assert_eq!(link.connections_peak(), 1, "more connections than permits");
+        assert_eq!(sink.counts().connections_peak, 1, "more connections than permits");
         figures[name] = json!((carried.rate() * 10.0).round() / 10.0);
         engine.end(messages);
     }
