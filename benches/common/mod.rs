@@ -19,6 +19,8 @@ pub struct Arguments {
     pub smoke: bool,
     /// One line of JSON per row in place of the table.
     pub json: bool,
+    /// Figures go into `benches/history.ndjson`.
+    pub record: bool,
     values: HashMap<String, String>,
 }
 
@@ -27,13 +29,18 @@ impl Arguments {
     /// run without cargo's `--bench` is a smoke run.
     pub fn read(usage: &str, known: &[&str]) -> Self {
         let mut words = std::env::args().skip(1);
-        let mut all = Self { smoke: true, json: false, values: HashMap::new() };
+        let mut all = Self { smoke: true, json: false, record: false, values: HashMap::new() };
         let mut asked_for_smoke = false;
         while let Some(word) = words.next() {
             match word.strip_prefix("--").unwrap_or("") {
                 "bench" => all.smoke = false,
                 "test" => asked_for_smoke = true,
                 "json" => all.json = true,
+                "record" => all.record = true,
+                "help" => {
+                    println!("{usage}");
+                    std::process::exit(0)
+                }
                 name if known.contains(&name) => match words.next() {
                     Some(value) => drop(all.values.insert(name.to_owned(), value)),
                     None => refuse(usage, &format!("--{name} needs a value")),
@@ -89,9 +96,25 @@ pub fn process_cpu() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
 }
 
-/// CPU time by thread, sampled, so that a thread that ends keeps nearly all of its own.
+/// CPU time of the thread that asks.
+pub fn thread_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds)
+}
+
+/// What one thread has used so far.
+#[derive(Clone, Default)]
+struct Used {
+    name: String,
+    cpu_ns: u64,
+    /// Times it gave the processor up to wait.
+    waits: u64,
+}
+
+/// CPU time and waits by thread, sampled, so that a thread that ends keeps nearly all of its own.
 #[derive(Default)]
-pub struct Threads(HashMap<u64, (String, u64)>);
+pub struct Threads(HashMap<u64, Used>);
 
 impl Threads {
     /// Reads what every thread has used so far.
@@ -101,18 +124,26 @@ impl Threads {
             let id = task.file_name().to_str().and_then(|name| name.parse().ok());
             let name = fs::read_to_string(task.path().join("comm"));
             let stat = fs::read_to_string(task.path().join("schedstat"));
-            let (Some(id), Ok(name), Ok(stat)) = (id, name, stat) else { continue };
-            let used_ns = stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
-            let entry = self.0.entry(id).or_insert_with(|| (name.trim().to_owned(), 0));
-            entry.1 = entry.1.max(used_ns);
+            let status = fs::read_to_string(task.path().join("status"));
+            let (Some(id), Ok(name), Ok(stat), Ok(status)) = (id, name, stat, status) else {
+                continue;
+            };
+            let cpu_ns = stat.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+            let waits = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            let waits = waits.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+            let known = self.0.entry(id).or_default();
+            known.name = name.trim().to_owned();
+            known.cpu_ns = known.cpu_ns.max(cpu_ns);
+            known.waits = known.waits.max(waits);
         }
     }
 
     /// What was used between two samplings.
     pub fn since(before: &Self, mut after: Self) -> Self {
-        for (id, (_, earlier_ns)) in &before.0 {
-            if let Some((_, used_ns)) = after.0.get_mut(id) {
-                *used_ns = used_ns.saturating_sub(*earlier_ns);
+        for (id, earlier) in &before.0 {
+            if let Some(used) = after.0.get_mut(id) {
+                used.cpu_ns = used.cpu_ns.saturating_sub(earlier.cpu_ns);
+                used.waits = used.waits.saturating_sub(earlier.waits);
             }
         }
         after
@@ -120,8 +151,21 @@ impl Threads {
 
     /// Time of the threads whose name `chosen` takes.
     pub fn used(&self, chosen: impl Fn(&str) -> bool) -> Duration {
-        let used = self.0.values().filter(|(name, _)| chosen(name));
-        Duration::from_nanos(used.map(|(_, ns)| ns).sum())
+        Duration::from_nanos(self.chosen(chosen).map(|used| used.cpu_ns).sum())
+    }
+
+    /// Voluntary context switches of the threads whose name `chosen` takes.
+    pub fn waits(&self, chosen: impl Fn(&str) -> bool) -> u64 {
+        self.chosen(chosen).map(|used| used.waits).sum()
+    }
+
+    /// Ids of the threads whose name `chosen` takes.
+    pub fn ids(&self, chosen: impl Fn(&str) -> bool) -> Vec<u64> {
+        self.0.iter().filter(|(_, used)| chosen(&used.name)).map(|(id, _)| *id).collect()
+    }
+
+    fn chosen(&self, chosen: impl Fn(&str) -> bool) -> impl Iterator<Item = &Used> {
+        self.0.values().filter(move |used| chosen(&used.name))
     }
 }
 

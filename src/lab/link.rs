@@ -44,6 +44,7 @@ struct Shared {
     connections: AtomicU64,
     connections_open: AtomicU64,
     connections_peak: AtomicU64,
+    pieces: AtomicU64,
 }
 
 impl Link {
@@ -82,11 +83,18 @@ impl Link {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// Most connections that were open at once, as the near side sees it: from its connect to its
-    /// close.
+    /// Most connections that were open at once, as the near side sees it: from its connect to the
+    /// end of its direction.
     #[must_use]
     pub fn connections_peak(&self) -> u64 {
         self.shared.connections_peak.load(Ordering::Relaxed)
+    }
+
+    /// Pieces that the near sides have sent: one for each of their writes, unless it is larger
+    /// than [`PIECE_OCTETS`] or comes right behind another one.
+    #[must_use]
+    pub fn pieces(&self) -> u64 {
+        self.shared.pieces.load(Ordering::Relaxed)
     }
 }
 
@@ -145,21 +153,28 @@ async fn lead(near: TcpStream, to: SocketAddr, delay: Duration, open: Open) {
     }
     let (from_near, to_near) = near.into_split();
     let (from_far, to_far) = far.into_split();
-    let there = async {
-        pass(from_near, to_far, delay).await;
-        // The near side has closed: whatever still comes back has nobody to read it.
-        drop(open);
-    };
-    tokio::join!(there, pass(from_far, to_near, delay));
+    tokio::join!(pass(from_near, to_far, delay, Some(open)), pass(from_far, to_near, delay, None));
 }
 
-/// One direction, until its end has passed too.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
+/// One direction, until its end has passed too. `open` is over when the end comes in: it is on its
+/// way for a delay more, while the near side may open its next connection.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    delay: Duration,
+    mut open: Option<Open>,
+) {
     let (sender, mut on_the_way) = mpsc::channel::<(Instant, Vec<u8>)>(PIECES_MAX);
     let take = async move {
         loop {
             let mut piece = Vec::with_capacity(PIECE_OCTETS);
             let ended = !matches!(from.read_buf(&mut piece).await, Ok(1..));
+            if let Some(open) = &open {
+                open.0.pieces.fetch_add(1, Ordering::Relaxed);
+            }
+            if ended {
+                drop(open.take());
+            }
             // The end travels as an empty piece.
             if sender.send((Instant::now() + delay, piece)).await.is_err() || ended {
                 return;

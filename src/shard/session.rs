@@ -318,7 +318,12 @@ impl<'a> Dialogue<'a> {
         let window = if self.is_ready { self.session.window() } else { 0 };
         let windows = &self.served.windows;
         windows.set(windows.get() + window - self.window);
+        let takes_no_more = self.is_ready && window == 0 && self.window > 0;
         self.window = window;
+        if takes_no_more && self.shard.stopping() == Stopping::No {
+            // The next connection is opened while the replies to the last train are on their way.
+            self.shard.grow(self.served);
+        }
     }
 
     fn hear(&mut self, event: Event) {

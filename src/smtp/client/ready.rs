@@ -97,9 +97,17 @@ impl Ready {
         &self.extensions
     }
 
-    /// Most transactions in flight.
-    pub(super) fn window(&self) -> u32 {
-        self.pace.window()
+    /// What it takes in one round trip: the window, or what is left until `messages_max`.
+    pub(super) fn window(&self, messages_max: u32) -> u32 {
+        self.pace.window().min(self.left(messages_max))
+    }
+
+    /// Transactions that may still be begun.
+    fn left(&self, messages_max: u32) -> u32 {
+        match messages_max {
+            0 => u32::MAX,
+            _ => messages_max.saturating_sub(self.begun),
+        }
     }
 
     pub(super) fn learned(&self) -> Learned {
@@ -133,10 +141,7 @@ impl Ready {
         }
         let held = u32::try_from(self.flights.len()).unwrap_or(u32::MAX);
         let waiting = u32::try_from(self.flights.len() - self.in_flight).unwrap_or(u32::MAX);
-        let left = match messages_max {
-            0 => u32::MAX,
-            _ => messages_max.saturating_sub(self.begun).saturating_sub(waiting),
-        };
+        let left = self.left(messages_max).saturating_sub(waiting);
         self.pace.window().saturating_sub(held).min(left) as usize
     }
 

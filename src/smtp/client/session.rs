@@ -230,12 +230,12 @@ impl Session {
         }
     }
 
-    /// Most transactions in flight at present: what the session takes in one round trip; 0 unless
-    /// it is ready.
+    /// What the session takes in one round trip: most transactions in flight at present, or what
+    /// is left until `messages_max`; 0 unless it is ready.
     #[must_use]
     pub fn window(&self) -> usize {
         match &self.state {
-            State::Ready(ready) => ready.window() as usize,
+            State::Ready(ready) => ready.window(self.link.settings.messages_max) as usize,
             State::Greeting(_)
             | State::Ehlo(_)
             | State::Helo(_)

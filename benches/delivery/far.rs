@@ -1,0 +1,125 @@
+//! Two loads that are not about speed on the spot: one connection over a long link, and ten hosts
+//! of which one stalls after DATA for ever.
+
+use std::time::{Duration, Instant};
+
+use ringpost::lab::link::Link;
+use ringpost::lab::sink::{Behaviour, Sink, SinkHandle, SinkOptions, Stage};
+use ringpost::lab::source;
+use ringpost::shard::Stopping;
+use serde_json::{Value, json};
+
+use super::common::{self, Arguments};
+use super::engine::{Running, Settings};
+use super::row::{ROWS, Row};
+
+/// One way of the link.
+const DELAY: Duration = Duration::from_millis(25);
+
+/// Hosts of which one stalls.
+const HOSTS: usize = 10;
+
+/// Connections to all of them.
+const PERMITS: u64 = 40;
+
+/// 4 KiB over one connection, 50 ms there and back: with CHUNKING and many messages per
+/// connection, with the usual 50, and with PIPELINING only.
+pub fn long_link(arguments: &Arguments) -> Value {
+    let ways = [
+        ("chunking", true, 10_000, 4000, 400.0),
+        ("chunking-50", true, 50, 1000, 100.0),
+        ("pipelining", false, 10_000, 120, 17.0),
+    ];
+    let mut figures = json!({});
+    for (name, chunking, per_connection, messages, asked) in ways {
+        let messages = if arguments.smoke { 20 } else { messages };
+        let behaviour = Behaviour { chunking, ..Behaviour::default() };
+        let sink = Sink::start(SinkOptions { behaviour, ..SinkOptions::default() }).unwrap();
+        let link = Link::start(sink.address(), DELAY).unwrap();
+        let folder = common::folder(arguments);
+        let settings = Settings {
+            // One shard: several would hand the one permit around, a second each.
+            shards: arguments.number("shards").unwrap_or(1),
+            tables: format!(
+                "[destination.default]\nmax_connections = 1\n\
+                 max_messages_per_connection = {per_connection}\n"
+            ),
+            ..Settings::of(arguments, "deliver-or-sync", link.address())
+        };
+        let engine = Running::start(folder.path(), &settings);
+        let carried = super::engine::carry(ROWS[0].source(messages, engine.address(), None), &sink);
+        if !arguments.json {
+            println!(
+                "link   {name:<12} {messages:>6} messages {:>8.1} per s ({asked} asked for), \
+                 {} connections, {} at once",
+                carried.rate(),
+                link.connections(),
+                sink.counts().connections_peak,
+            );
+        }
+        assert_eq!(sink.counts().connections_peak, 1, "more connections than permits");
+        figures[name] = json!((carried.rate() * 10.0).round() / 10.0);
+        engine.end(messages);
+    }
+    if arguments.json {
+        println!("{}", json!({ "row": "link", "messages_per_s": figures }));
+    }
+    figures
+}
+
+/// What nine hosts get when there is no tenth, and when the tenth stalls after DATA for ever.
+pub fn stalled_host(arguments: &Arguments) -> Value {
+    let messages = if arguments.smoke { 1000 } else { 200_000 };
+    let row = Row { messages, ..ROWS[0].clone() };
+    let healthy = nine(&row, None, arguments);
+    let stalls = Behaviour { stall_at: Some(Stage::Data), ..Behaviour::default() };
+    let stalls = SinkOptions { behaviour: stalls, ..SinkOptions::default() };
+    let stalled = Sink::start(stalls).unwrap();
+    let beside = nine(&row, Some(&stalled), arguments);
+    let counts = stalled.counts();
+    assert!(counts.connections_peak <= PERMITS, "{counts:?}");
+    let ratio = beside / healthy;
+    if arguments.json {
+        println!(
+            "{}",
+            json!({ "row": "stall", "nine_per_s": healthy, "nine_beside_stalled_per_s": beside })
+        );
+    } else {
+        println!(
+            "stall  nine of ten hosts: {healthy:.0} per s alone, {beside:.0} per s beside one that \
+             stalls ({:.1} %), which holds {} of {PERMITS} connections",
+            100.0 * ratio,
+            counts.connections_peak,
+        );
+    }
+    json!({ "nine_beside_stalled": (ratio * 1000.0).round() / 1000.0 })
+}
+
+/// The rate of nine hosts until they have nine tenths of the mail.
+fn nine(row: &Row, tenth: Option<&SinkHandle>, arguments: &Arguments) -> f64 {
+    let listen = vec![([127, 0, 0, 1], 0).into(); HOSTS - 1];
+    let sink = Sink::start(SinkOptions { listen, ..SinkOptions::default() }).unwrap();
+    let tenth = tenth.map(SinkHandle::address);
+    let hosts: Vec<String> =
+        sink.addresses().iter().copied().chain(tenth).map(|a| a.to_string()).collect();
+    let folder = common::folder(arguments);
+    let settings = Settings {
+        route: format!("ALL {}\n", hosts.join(", ")),
+        tables: format!("[destination.default]\nmax_connections = {PERMITS}\n"),
+        ..Settings::of(arguments, "deliver-or-sync", sink.address())
+    };
+    let engine = Running::start(folder.path(), &settings);
+    let options = row.source(row.messages, engine.address(), None);
+    let start = Instant::now();
+    let sending = std::thread::spawn(move || source::run(options));
+    let most = row.messages * 9 / 10;
+    while sink.counts().messages < most {
+        assert!(start.elapsed() < Duration::from_secs(120), "{:?}", sink.counts());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let rate = sink.counts().messages as f64 / start.elapsed().as_secs_f64();
+    let report = sending.join().unwrap().unwrap();
+    assert!(report.is_complete(), "{report:?}");
+    engine.stop(Stopping::Now);
+    rate
+}
