@@ -68,7 +68,7 @@ fn space_of_shards_that_are_gone_comes_back() {
     let fill = |rig: &mut Rig<MemMedium>, from: u64| {
         let mut mid = from;
         loop {
-            let large = mid % 3 == 0;
+            let large = mid.is_multiple_of(3);
             let octets = body(if large { 600_000 } else { 100_000 });
             let new = NewMessage { cause: None, ..message(mid, &["a@one.example"], &octets) };
             if rig.queue.append(new).is_err() {
