@@ -169,3 +169,72 @@ fn ext4_on_a_device_that_is_full_below_it() {
         engine.stop();
     });
 }
+
+/// No disk is full, but the queue has what the configuration allows: the same as a full disk.
+#[test]
+fn at_the_configured_limit() {
+    let busy = Arc::new(AtomicBool::new(true));
+    let peer = moody(&busy);
+    let setup = Setup::new("auto", format!("to.test {}\n", peer.host(0)));
+    let engine = Engine::start(&setup.top("spool_max_size = \"24MiB\""));
+    let taken = get_full(&engine);
+    assert!(engine.metric("ringpost_shard_queue_bytes{shard=\"0\"}") <= f64::from(12 << 20));
+    busy.store(false, Ordering::SeqCst);
+    all_came(&engine, &peer, taken);
+    engine.wait_log("new mail is taken again");
+    engine.wait("mail to be taken again", || {
+        engine.metric("ringpost_shard_takes_mail{shard=\"0\"}") == 1.0
+            && engine.metric("ringpost_shard_takes_mail{shard=\"1\"}") == 1.0
+    });
+    engine.send("s@from.test", &["r@to.test"]);
+    engine.wait_empty();
+}
+
+/// All mail fails for good while the queue is full: reports use the reserve, and what finds no
+/// room there leaves its cause queued, with a Warning. Nobody is forgotten.
+#[test]
+fn reports_without_room_leave_their_cause_queued() {
+    let refuses = Arc::new(AtomicBool::new(false));
+    let knows = refuses.clone();
+    let peer = Peer::start(move |peer, _| {
+        if peer.hello() {
+            let knows = knows.clone();
+            peer.serve_with(move |line| {
+                let reply = match line {
+                    line if !line.starts_with("RCPT") => return None,
+                    line if line.contains("from.test") => "450 4.2.1 no reports now",
+                    _ if knows.load(Ordering::SeqCst) => "550 5.1.1 unknown",
+                    _ => "450 4.2.1 busy",
+                };
+                Some(reply.to_owned())
+            });
+        }
+    });
+    let setup = Setup::new("auto", format!("ALL {}\n", peer.host(0)));
+    let setup = setup.top("spool_max_size = \"16MiB\"");
+    let setup = Setup { top: setup.top.replace("shards = 2", "shards = 1"), ..setup };
+    let engine = Engine::start(&setup);
+    let mut client = engine.client();
+    let line = format!("{}\r\n", "x".repeat(70)).repeat(140);
+    let mut taken = 0.0;
+    while client.command("MAIL FROM:<s@from.test>").starts_with("250") {
+        assert!(client.command("RCPT TO:<r@to.test>").starts_with("250"));
+        let reply = client.data(line.as_bytes());
+        taken += f64::from(u8::from(reply.starts_with("250")));
+    }
+    refuses.store(true, Ordering::SeqCst);
+    engine.wait_log("Warning: MID ");
+    engine.wait_log("its failure report cannot be stored; it stays queued");
+    engine.assert_conservation();
+    let of = |outcome: &str| {
+        engine.metric(&format!("ringpost_recipients_total{{outcome=\"{outcome}\"}}"))
+    };
+    let reports = engine.metric("ringpost_recipients_accepted_total{source=\"generated\"}");
+    assert!(reports > 0.0, "the reserve is for reports");
+    assert_eq!(of("damaged"), 0.0);
+    engine.wait("every cause either told or queued", || {
+        let reports = engine.metric("ringpost_recipients_accepted_total{source=\"generated\"}");
+        let pending = engine.metric("ringpost_recipients_pending");
+        of("bounced") == reports && pending == taken
+    });
+}

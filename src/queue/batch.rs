@@ -140,8 +140,10 @@ impl Queue {
         {
             return Err(Full::TooLarge);
         }
-        let claim = Claim::of(&pending.message);
-        if self.pending_octets + need + self.extents_wanting(&pending) > self.room(claim) {
+        if pending.extents > 0 {
+            self.has_extents_for(pending.message.body.bytes.len() as u64)?;
+        }
+        if self.pending_octets + need > self.room(Claim::of(&pending.message)) {
             return Err(Full::NoSpace);
         }
         Ok(pending)
@@ -418,7 +420,7 @@ impl Queue {
         }
         let segments = &self.segments;
         let usable = commit.extents.iter().filter(|(segment, _)| !segments[*segment].poisoned);
-        self.extents_free.extend(usable);
+        usable.for_each(|(segment, index)| self.extents_free.give(*segment, *index));
         for message in &commit.messages {
             self.fail(message.ticket, message.early);
         }

@@ -45,6 +45,8 @@ pub(super) struct Segment {
     pub(super) syncing: bool,
     /// A write or a sync of it failed: what it holds since is not believed.
     pub(super) poisoned: bool,
+    /// It is being made anew, as another kind: it holds nothing.
+    pub(super) is_remade: bool,
     /// Its table is what a running process may append to.
     pub(super) appendable: bool,
     /// Extents of settled messages whose words are not synced, and those under a running sync.
@@ -82,6 +84,7 @@ impl Segment {
             dirty_since: None,
             syncing: false,
             poisoned: false,
+            is_remade: false,
             appendable: false,
             extents_settled: Vec::new(),
             extents_syncing: Vec::new(),

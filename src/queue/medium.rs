@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::format::{HEADERS_END, SegmentId};
+use super::format::{HEADERS_END, Header, SegmentId};
 use super::segment::{Mapping, Medium};
 
 const ZEROS_OCTETS: usize = 1 << 20;
@@ -92,15 +92,23 @@ impl Medium for FileMedium {
         let directory = Self::directory(&self.spool, segment.directory());
         std::fs::create_dir_all(&directory)?;
         let space = rustix::fs::statvfs(&directory)?;
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let path = self.path(segment);
+        let there = path.metadata().map_or(0, |metadata| metadata.len());
+        let free = space.f_bavail.saturating_mul(space.f_frsize).saturating_add(there);
         if free.saturating_sub(octets) < self.free_octets_min {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let path = self.path(segment);
-        if path.exists() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
         let unfinished = path.with_extension("new");
+        let is_first = Header::decode(header).is_ok_and(|header| header.generation == 1);
+        match (path.exists(), is_first) {
+            (true, true) => return Err(io::ErrorKind::AlreadyExists.into()),
+            // Its space first: there may be no more.
+            (true, false) => {
+                std::fs::rename(&path, &unfinished)?;
+                File::open(&directory)?.sync_all()?;
+            }
+            (false, _) => {}
+        }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = options.open(&unfinished)?;

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::format::{HEADERS_END, SegmentId};
+use super::format::{HEADERS_END, Header, SegmentId};
 use super::segment::{Mapping, Medium};
 
 /// Words of a sector: what is lost, kept or torn at a power cut.
@@ -46,6 +46,12 @@ impl MemFile {
 
     fn durable(&self) -> MutexGuard<'_, Durable> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a power cut would leave.
+    #[cfg(test)]
+    pub(super) fn durable_words(&self) -> Vec<u64> {
+        self.durable().words.clone()
     }
 
     fn sync(&self) {
@@ -182,7 +188,8 @@ impl Medium for MemMedium {
         self.write_at(&file, 0, header)?;
         file.sync();
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if files.insert(segment, file.clone()).is_some() {
+        let is_first = Header::decode(header).is_ok_and(|header| header.generation == 1);
+        if files.insert(segment, file.clone()).is_some() && is_first {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         Ok(file)

@@ -16,7 +16,7 @@
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append and commit |
 //! | `early` | messages before their commit: held back, answered by full acceptance |
-//! | `room` | making and recycling of segments |
+//! | `room`, `extents` | making, recycling and remaking of segments |
 //! | `forward` | nearly empty segments emptied: copies, and the switch to them |
 //! | `sync` | results of effects, state words made durable, poison |
 //! | `words` | state words: begin, settle, defer |
@@ -41,6 +41,7 @@ use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSa
 
 mod batch;
 mod early;
+mod extents;
 pub mod format;
 mod forward;
 mod ids;
@@ -184,7 +185,7 @@ impl AsRef<[u8]> for Chunk {
 #[derive(Debug)]
 pub enum Effect {
     /// Make a segment with [`Medium::make`] and map it with [`Medium::map`], on a helper that
-    /// may block; then [`Queue::handle_made`].
+    /// may block; then [`Queue::handle_made`]. One that is there already is made anew.
     Make {
         /// Names the effect.
         id: EffectId,
@@ -336,7 +337,7 @@ pub struct Queue {
     /// May be used again, the most recently freed last: its dead octets may not have been
     /// written back yet, and never will be.
     free: Vec<usize>,
-    extents_free: Vec<(usize, u32)>,
+    extents_free: extents::FreeExtents,
     index: Index,
     early: early::Early,
     ids: Ids,

@@ -134,7 +134,7 @@ impl Queue {
             active: None,
             spares: std::collections::VecDeque::new(),
             free: Vec::new(),
-            extents_free: Vec::new(),
+            extents_free: super::extents::FreeExtents::default(),
             index: super::Index::default(),
             early: super::early::Early::default(),
             ids,
@@ -166,14 +166,16 @@ impl<M: Medium> Opening<'_, M> {
     fn open_segments(&mut self) -> io::Result<()> {
         for directory in self.queue.options.directories.clone() {
             let (segments, others) = self.medium.list(directory)?;
+            let mut present: BTreeSet<u32> = segments.iter().map(|s| s.number()).collect();
             for name in others {
-                // What a making left that did not come to its end; it never held mail.
-                if !name.ends_with(".new") {
+                // What a making left that did not come to its end; it holds no mail.
+                if let Some(unfinished) = name.strip_suffix(".new") {
+                    present.extend(u32::from_str_radix(unfinished, 16));
+                } else {
                     let text = format!("shard-{directory:02}/{name}: not a segment, left alone");
                     self.recovered.note(RecoveryCase::Foreign, text);
                 }
             }
-            let mut present: BTreeSet<u32> = segments.iter().map(|s| s.number()).collect();
             for segment in segments {
                 if directory == self.queue.options.shard.0 {
                     let last = &mut self.queue.last_segment_number;

@@ -14,7 +14,6 @@
 
 use std::io;
 
-use super::batch::{Pending, count};
 use super::format::{self, ExtentPlace, Header, SegmentId, SegmentKind};
 use super::live::{Name, Segment};
 use super::segment::Mapping;
@@ -24,9 +23,6 @@ use super::{
 };
 use crate::limits;
 use crate::mail::Mono;
-
-/// Extents of one extent segment at most: it is filled with zeros when made.
-const EXTENTS_MAX: u64 = 64;
 
 /// A spool of at least this many segments keeps at least [`RESERVE_MIN`] in reserve; a smaller
 /// one a quarter.
@@ -65,18 +61,26 @@ impl Queue {
         let position = self.making.iter().position(|(made, _)| *made == kind);
         let Some(position) = position else { unreachable!("nothing of this kind is being made") };
         let (kind, segment) = self.making.swap_remove(position);
+        let again = self.segments.iter().position(|s| s.header.segment == segment);
         let Ok(map) = result else {
             self.make_failing = Some(Mono(self.now.0 + MAKE_PAUSE_MS));
-            if self.last_segment_number == segment.number() {
+            if let Some(again) = again {
+                // Nobody knows what it is now; it holds nothing.
+                self.poison(again);
+            } else if self.last_segment_number == segment.number() {
                 // No file has this name: a gap would look like a segment that was lost.
                 self.last_segment_number -= 1;
             }
             return;
         };
         self.make_failing = None;
-        let header = self.fresh_header(kind, segment);
-        let mut made = Segment::new(header, map);
-        let new = self.segments.len();
+        let before = again.map_or(self.fresh_header(kind, segment), |again| {
+            let Header { generation, id_block_max, .. } = self.segments[again].header;
+            let fresh = self.fresh_header(kind, segment);
+            Header { generation: generation + 1, id_block_max, ..fresh }
+        });
+        let mut made = Segment::new(before, map);
+        let new = again.unwrap_or(self.segments.len());
         match kind {
             SegmentKind::Messages => {
                 made.appendable = true;
@@ -84,10 +88,13 @@ impl Queue {
             }
             SegmentKind::Extents => {
                 let extents = made.geometry.extents();
-                self.extents_free.extend((0..extents).rev().map(|index| (new, index)));
+                (0..extents).rev().for_each(|index| self.extents_free.give(new, index));
             }
         }
-        self.segments.push(made);
+        match again {
+            Some(again) => self.segments[again] = made,
+            None => self.segments.push(made),
+        }
     }
 
     /// Body octets that may still be taken for `claim`, counting segments that could be made.
@@ -120,7 +127,9 @@ impl Queue {
         if octets > self.options.octets_max {
             return Err(Full::TooLarge);
         }
-        if self.closed.is_some() || self.pending_octets + octets > self.room(Claim::New) {
+        self.has_extents_for(octets)?;
+        let inline = if octets > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { octets };
+        if self.closed.is_some() || self.pending_octets + inline > self.room(Claim::New) {
             return Err(Full::NoSpace);
         }
         Ok(())
@@ -168,11 +177,6 @@ impl Queue {
         }
     }
 
-    pub(super) fn extents_wanting(&self, pending: &Pending) -> u64 {
-        let free = count(self.extents_free.len());
-        u64::from(pending.extents.saturating_sub(free)) * limits::EXTENT_OCTETS
-    }
-
     /// Message segments that will take appends without more being asked for.
     pub(super) fn segments_coming(&self) -> usize {
         let making = self.making.iter().filter(|(kind, _)| *kind == SegmentKind::Messages).count();
@@ -184,10 +188,10 @@ impl Queue {
         if self.make_failing.is_some() {
             return 0;
         }
-        self.octets_makeable() / self.options.segment_octets
+        self.octets_makeable() / self.options.segment_octets + self.extent_segments_free()
     }
 
-    fn octets_makeable(&self) -> u64 {
+    pub(super) fn octets_makeable(&self) -> u64 {
         let making: u64 = self.making.iter().map(|(kind, _)| self.octets_of(*kind)).sum();
         self.options.octets_max.saturating_sub(self.octets() + making)
     }
@@ -200,8 +204,9 @@ impl Queue {
         match kind {
             SegmentKind::Messages => self.options.segment_octets,
             SegmentKind::Extents => {
-                let extents = self.options.segment_octets / limits::EXTENT_OCTETS;
-                format::HEADERS_END + extents.clamp(1, EXTENTS_MAX) * limits::EXTENT_OCTETS
+                // Never smaller than a message segment, which may take its place.
+                let extents = self.options.segment_octets.div_ceil(limits::EXTENT_OCTETS);
+                format::HEADERS_END + extents * limits::EXTENT_OCTETS
             }
         }
     }
@@ -225,12 +230,25 @@ impl Queue {
         let under_way = self.making.iter().any(|(making, _)| *making == kind);
         let paused = self.make_failing.is_some_and(|until| self.now < until);
         let octets = self.octets_of(kind);
-        if under_way || paused || self.octets_makeable() < octets {
+        let may = match kind {
+            // A file system that took nothing is asked for something that would fit.
+            SegmentKind::Messages => {
+                self.make_failing.is_none() || self.octets_makeable() >= octets
+            }
+            SegmentKind::Extents => self.segments_to_spare() > 0,
+        };
+        if under_way || paused || !may {
             return;
         }
-        self.last_segment_number += 1;
-        let segment = SegmentId::new(self.options.shard.0, self.last_segment_number);
-        let header = self.fresh_header(kind, segment);
+        let header = if self.octets_makeable() >= octets || self.make_failing.is_some() {
+            self.last_segment_number += 1;
+            let segment = SegmentId::new(self.options.shard.0, self.last_segment_number);
+            self.fresh_header(kind, segment)
+        } else {
+            let Some(header) = self.remake_as(kind) else { return };
+            header
+        };
+        let segment = header.segment;
         self.making.push((kind, segment));
         let id = self.effect_id(Purpose::Make(kind));
         self.effects.push_back(Effect::Make {
@@ -287,13 +305,13 @@ impl Queue {
         let own = place.segment.directory() == self.options.shard.0;
         let found = found.filter(|segment| own && !self.segments[*segment].poisoned);
         if let Some(segment) = found {
-            self.extents_free.push((segment, place.index));
+            self.extents_free.give(segment, place.index);
         }
     }
 
     pub(super) fn free_if_empty(&mut self, segment: usize) {
         let live = &self.segments[segment];
-        let idle = !live.appendable && !live.syncing && !live.poisoned;
+        let idle = !live.appendable && !live.syncing && !live.poisoned && !live.is_remade;
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
         let messages = live.header.kind == SegmentKind::Messages;

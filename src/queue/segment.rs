@@ -29,7 +29,9 @@ pub trait Medium {
     fn list(&self, directory: u8) -> io::Result<(Vec<SegmentId>, Vec<String>)>;
 
     /// Makes a segment file of `octets` zeros (written, not preallocated) that begins with
-    /// `header`, syncs it and its directory, and only then gives it its name.
+    /// `header`, syncs it and its directory, and only then gives it its name. A file that has the
+    /// name already is made anew if the header is of a later generation than the first; it must
+    /// hold nothing.
     ///
     /// # Errors
     /// Those of the medium; `StorageFull` also when too little would stay free.

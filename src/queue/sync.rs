@@ -140,6 +140,6 @@ impl Queue {
             self.active = None;
             self.segments[segment].seal();
         }
-        self.extents_free.retain(|(free, _)| *free != segment);
+        self.extents_free.forget(segment);
     }
 }

@@ -1,10 +1,10 @@
 //! The queue manager: which delivery may be attempted now, and which one waits for what.
 //!
-//! Owns: bounce-profile arithmetic ([`retry`]), what stored times are worth ([`clock`]), timers ([`deferred`]), ready lists by destination
-//! ([`destination`]), lanes by host ([`lane`]) and the wake-up gates ([`gate`]). Never: the
-//! messages (it moves [`crate::mail::Handle`]s), hosts and their health (`route`), what an
-//! outcome means (`settle`). Everything is single-threaded and belongs to one shard, except
-//! [`gate::Gates`], which all shards share.
+//! Owns: bounce-profile arithmetic ([`retry`]), what stored times are worth ([`clock`]), timers
+//! ([`deferred`]), ready lists by destination ([`destination`]), lanes by host ([`lane`]) and the
+//! wake-up gates ([`gate`]). Never: the messages (it moves [`crate::mail::Handle`]s), hosts and
+//! their health (`route`), what an outcome means (`settle`). Everything is single-threaded and
+//! belongs to one shard, except [`gate::Gates`], which all shards share.
 //!
 //! Where a queued delivery stands, from the view of this folder:
 //!

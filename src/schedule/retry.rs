@@ -5,8 +5,8 @@
 //! Two rules, as the ESA has them. By count: the failed retry after which none is left expires
 //! at once. By age: a delivery whose time in queue is over expires immediately before its next
 //! attempt; mail that is not attempted because it is ready or waits for hosts expires at
-//! [`expires_at`], unless it is from before the start ([`super::clock`]). So a deferred delivery is not cut short between two attempts, and none is
-//! attempted past its age.
+//! [`expires_at`], unless it is from before the start ([`super::clock`]). So a deferred delivery
+//! is not cut short between two attempts, and none is attempted past its age.
 //!
 //! Limits: all arithmetic saturates. Times are those of [`super::QueueClock`], which does not
 //! jump; [`due_on`] bounds what a time stored under a wrong clock can do to a timer.

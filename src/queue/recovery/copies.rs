@@ -107,7 +107,7 @@ impl<M: Medium> Opening<'_, M> {
             if segment.header.kind == SegmentKind::Extents && usable {
                 let all = (0..segment.geometry.extents()).rev();
                 let free = all.filter(|index| !used.contains(&(name, *index)));
-                self.queue.extents_free.extend(free.map(|index| (position, index)));
+                free.for_each(|index| self.queue.extents_free.give(position, index));
             }
         }
     }

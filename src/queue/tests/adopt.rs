@@ -9,7 +9,7 @@ fn open(medium: &MemMedium, shard: u8, shards: u8, blocks: &Arc<AtomicU64>) -> R
         shard: ShardId(shard),
         directories: std::iter::once(shard).chain(gone).collect(),
         next_block: blocks.clone(),
-        ..options(96 * MIB / u64::from(shards))
+        ..options(48 * MIB / u64::from(shards))
     };
     Rig::open(medium.clone(), options)
 }
@@ -35,10 +35,10 @@ fn is_clean(rig: &Rig<MemMedium>) {
 #[test]
 fn no_large_message_is_lost_however_the_shards_change() {
     let (medium, blocks) = (MemMedium::default(), Arc::new(AtomicU64::new(1)));
-    let large = body(3 << 20);
+    let large = body(1_200_000);
     let mut all = BTreeMap::new();
     let mut mid = 0;
-    for shards in [4, 1, 4, 2, 3, 1, 2, 4, 3, 4] {
+    for shards in [4, 1, 4, 2, 3, 4] {
         let mut found = BTreeMap::new();
         for shard in 0..shards {
             let mut rig = open(&medium, shard, shards, &blocks);
@@ -68,7 +68,7 @@ fn space_of_shards_that_are_gone_comes_back() {
     let fill = |rig: &mut Rig<MemMedium>, from: u64| {
         let mut mid = from;
         loop {
-            let large = mid % 3 == 0;
+            let large = mid.is_multiple_of(3);
             let octets = body(if large { 600_000 } else { 100_000 });
             let new = NewMessage { cause: None, ..message(mid, &["a@one.example"], &octets) };
             if rig.queue.append(new).is_err() {

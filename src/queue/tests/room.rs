@@ -57,9 +57,16 @@ fn the_reserve_is_for_reports_and_never_for_new_mail() {
 
 #[test]
 fn a_full_file_system_stops_new_mail_until_there_is_space() {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    for why in [StorageFull, QuotaExceeded, ReadOnlyFilesystem] {
+        no_segment_can_be_made(why);
+    }
+}
+
+fn no_segment_can_be_made(why: io::ErrorKind) {
     let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
     fill_some(&mut rig, 100);
-    rig.no_space = true;
+    rig.no_space = Some(why);
     let more = fill(&mut rig, 1_000, None);
     assert!(more < 5 * 8, "{more}");
     assert_eq!(rig.failed, []);
@@ -74,7 +81,7 @@ fn a_full_file_system_stops_new_mail_until_there_is_space() {
     assert!(rig.tick(1_000) && rig.tick(1_000));
     assert_eq!(rig.intake, [Some(Closed::NoSegment), None]);
     assert!(fill(&mut rig, 3_000, None) > 0);
-    rig.no_space = false;
+    rig.no_space = None;
     assert!(rig.tick(1_000) && rig.tick(1_000));
     assert_eq!(rig.intake.last(), Some(&None), "it is noticed that there is space again");
 }
@@ -106,4 +113,79 @@ fn a_disk_that_takes_nothing_is_not_given_one_segment_after_the_other() {
     let ticket = rig.append(500, &["a@one.example"], b"x");
     assert!(rig.run());
     assert!(rig.committed.contains_key(&ticket));
+}
+
+/// Appends messages of `octets` until one is refused; how many were taken.
+fn fill_with(rig: &mut Rig<MemMedium>, first: u64, octets: usize) -> u64 {
+    let body = Arc::new(Body { bytes: body(octets), facts: MessageFacts::default() });
+    for mid in first.. {
+        let new = message(mid, &["a@one.example"], b"");
+        let new = NewMessage { cause: None, body: body.clone(), ..new };
+        if rig.queue.append(new).is_err() {
+            return mid - first;
+        }
+        assert!(rig.run());
+    }
+    unreachable!()
+}
+
+/// Large mail and small mail take the same space in turn, and none of it is lost to the other.
+#[test]
+fn space_of_large_mail_serves_small_mail_when_it_is_gone() {
+    let medium = MemMedium::default();
+    let mut rig = Rig::open(medium.clone(), options(32 * MIB));
+    let (mut small, mut large) = (Vec::new(), Vec::new());
+    for round in 0..3 {
+        large.push(fill_with(&mut rig, 10_000 * round + 1, 3_000_000));
+        assert!(
+            rig.queue.append(NewMessage { cause: None, ..message(9, &["a@b.c"], b"x") }).is_ok()
+        );
+        delete_all(&mut rig);
+        assert!(rig.tick(1_000) && rig.tick(1_000));
+        delete_all(&mut rig);
+        assert!(rig.tick(1_000) && rig.tick(1_000) && rig.tick(1_000));
+        assert!(rig.queue.takes_mail(), "{:?}", rig.queue.usage());
+        small.push(fill_with(&mut rig, 10_000 * round + 5_001, 100_000));
+        delete_all(&mut rig);
+        assert!(rig.tick(1_000) && rig.tick(1_000) && rig.tick(1_000));
+    }
+    assert_eq!(rig.failed, [], "what was taken was stored");
+    assert!(small.iter().all(|taken| *taken >= 25 * 8), "{small:?}");
+    assert!(large.iter().all(|taken| *taken >= 6), "{large:?}");
+    assert!(rig.queue.usage().octets <= 32 * MIB);
+    // What was remade is what the next start finds.
+    let mut rig = Rig::open(medium, options(32 * MIB));
+    assert!(rig.recovered.notes.is_empty(), "{:?}", rig.recovered.notes);
+    assert!(fill_with(&mut rig, 100_000, 100_000) >= 25 * 8);
+}
+
+/// However often words change, what changed first is on disk within a second: 900 ms and the time
+/// of the sync itself.
+#[test]
+fn a_changed_word_is_on_disk_within_a_second() {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    let ticket = rig.append(1, &["a@one.example"], b"x");
+    assert!(rig.run());
+    let handle = rig.committed[&ticket][0].0;
+    let file = rig.medium.file(SegmentId::new(0, 1)).unwrap();
+    let (mut changed_at, mut longest, mut synced) = (None, 0, 0);
+    let mut words = file.durable_words();
+    for tick in 0..100_u64 {
+        // A word changes in every tick, at its end: a busy shard.
+        assert!(rig.tick(100));
+        let durable = file.durable_words();
+        if durable != words {
+            words = durable;
+            synced += 1;
+            if let Some(at) = changed_at.take() {
+                longest = longest.max(tick - at);
+            }
+        }
+        if rig.queue.begin(handle, &[Rid(0)]).is_empty() {
+            assert!(rig.queue.release(handle, Rid(0)).applied);
+        }
+        changed_at.get_or_insert(tick);
+    }
+    assert!((10..=13).contains(&synced), "{synced} syncs in ten seconds");
+    assert!(longest <= 9, "{longest} ticks");
 }
