@@ -229,14 +229,14 @@ impl Queue {
                 self.pending.push_front(pending);
                 break;
             }
-            if count(self.extents_free.len()) < pending.extents {
+            if self.extents_left(active) < pending.extents {
                 without_extents.push(pending);
                 continue;
             }
             self.place(&pending, &mut gather);
         }
         if !without_extents.is_empty() {
-            self.make(SegmentKind::Extents);
+            self.make(SegmentKind::Extents, self.directory_of(active));
             let coming = self.making.iter().any(|(kind, _)| *kind == SegmentKind::Extents);
             for pending in without_extents.into_iter().rev() {
                 if coming {
@@ -416,9 +416,10 @@ impl Queue {
             segment.next_slot = commit.first_slot;
             segment.next_body = commit.body_start;
         }
+        let directory = self.directory_of(commit.segment);
         let segments = &self.segments;
         let usable = commit.extents.iter().filter(|(segment, _)| !segments[*segment].poisoned);
-        self.extents_free.extend(usable);
+        self.extents_free.entry(directory).or_default().extend(usable);
         for message in &commit.messages {
             self.fail(message.ticket, message.early);
         }

@@ -7,7 +7,8 @@
 //! appended with the copy number one higher, the commit makes it durable, the index is switched
 //! to it, and the old entries are stored as moved. Until the switch the old entries count; every
 //! change of their words is made in the copy first, so that a crash finds the newest word in the
-//! highest copy. A large body stays where it is: its extents go over to the copy.
+//! highest copy. A large body stays where it is: its extents go over to the copy, within one
+//! shard directory.
 //!
 //! Neither of the two segments is used again before the other has synced its part: the old one
 //! its marks (or the old entries would come back to life), the new one what was changed while
@@ -290,10 +291,13 @@ impl Queue {
         let source = moving.source;
         let live = &self.segments[source];
         moving.entries.retain(|(slot, _)| !live.state(*slot).state.is_settled());
-        if moving.entries.is_empty() {
+        let active = gather.commit.segment;
+        // A message stands in one directory with its extents.
+        let parted =
+            !moving.extents.is_empty() && self.directory_of(active) != self.directory_of(source);
+        if moving.entries.is_empty() || parted {
             return;
         }
-        let active = gather.commit.segment;
         let place = self.segments[active].place;
         let (profile, listener) = self.labels_for(&moving, active);
         let head_offset = gather.at;

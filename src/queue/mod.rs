@@ -32,7 +32,7 @@
 //!
 //! Limits: [`Full`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -336,7 +336,9 @@ pub struct Queue {
     /// May be used again, the most recently freed last: its dead octets may not have been
     /// written back yet, and never will be.
     free: Vec<usize>,
-    extents_free: Vec<(usize, u32)>,
+    /// By directory: a message and its extents stand in one, or a shard that gets the directory
+    /// back would find the one without the other.
+    extents_free: BTreeMap<u8, Vec<(usize, u32)>>,
     index: Index,
     early: early::Early,
     ids: Ids,
@@ -364,7 +366,10 @@ pub struct Queue {
     trouble_until: Mono,
     now: Mono,
     last_id: u64,
-    last_segment_number: u32,
+    /// The last number given to a segment, by directory.
+    last_numbers: BTreeMap<u8, u32>,
+    /// Entries found in flight, and what their words become: segment, slot, word.
+    flights: Vec<(usize, u32, format::StateWord)>,
     counts: Counts,
 }
 

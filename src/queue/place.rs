@@ -137,8 +137,10 @@ impl Queue {
         let body = &pending.message.body;
         let mut places = Vec::with_capacity(pending.extents as usize);
         let extent_octets = usize::try_from(limits::EXTENT_OCTETS).unwrap_or(usize::MAX);
+        let directory = self.directory_of(gather.commit.segment);
         for start in (0..body.bytes.len()).step_by(extent_octets) {
-            let Some((segment, index)) = self.extents_free.pop() else {
+            let free = self.extents_free.get_mut(&directory).and_then(Vec::pop);
+            let Some((segment, index)) = free else {
                 unreachable!("the free extents were counted before")
             };
             let end = body.bytes.len().min(start + extent_octets);

@@ -6,46 +6,62 @@
 //!
 //! | label | what is found | what is done |
 //! |---|---|---|
+//! | `copied` | the spool stands elsewhere than before: moved, copied or restored | ids go on far from those of the original, Warning |
+//! | `adopted` | the directory of a shard that is gone | read by a shard that is here |
 //! | `foreign` | a file that is no segment, or a segment of another spool | left alone, Warning |
 //! | `duplicate` | a segment whose id is not its name: a copy | set aside, Warning |
 //! | `missing` | a number below the last one without a segment | Warning |
 //! | `future-version` | a header of a newer program | left alone, Warning |
+//! | `older-generation` | a header older than its table, which holds slots of a later use | set aside, Warning |
 //! | `truncated` | a file shorter than its header says, or empty | set aside, Warning |
 //! | `unreadable` | no good header copy | set aside, Warning |
 //! | `unreadable` | an error of the medium | left alone, Warning |
 //! | `unlocked` | tables that the system does not lock in memory | one Warning |
-//! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
+//! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted, one Warning a segment |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
-//! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
+//! | `damaged-slot` | slots before the point that cannot be read | counted, the segment is kept as it is, one Warning a segment |
+//! | `damaged-group` | entries before the point that do not hold together with their message | held, listed |
+//! | `damaged-word` | a state word that is not what was stored | held, listed: it may have been delivered, or not |
+//! | `lost-extents` | a message whose body stood in extents that are not there any more | held, listed |
+//! | `held` | a recipient that was held before | held still, listed |
 //! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one | marked as moved |
 //! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
 //! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
 //!
-//! A slot of an older generation and an empty slot are nothing at all. Behind the durable point
-//! all octets are verified; before it bodies are not read.
+//! A slot of an older generation and an empty slot are nothing at all: the ordinary rest of a
+//! segment in use. Behind the durable point all octets are verified; before it bodies are not
+//! read.
+//!
+//! A start that dies in the middle is met by the next one like any other crash, with the same
+//! outcome. For that the marks in flight stay on disk until [`Queue::end_flights`]: what is
+//! uncertain must stand in the log before nothing on disk says so any more.
 //!
 //! Diagnostics: an error only when no segment can be used for new mail or ids.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 
 use super::format::{
-    self, Entry, ExtentPlace, Geometry, Header, HeaderFault, MessageSlot, NameKind, SegmentId,
-    SegmentKind, Slot, State, StateWord,
+    self, ExtentPlace, Geometry, Header, NameKind, SegmentId, SegmentKind, Slot, SlotOctets,
+    TablePlace,
 };
 use super::live::{Name, Segment};
 use super::report::{Options, Recovered, RecoveryCase};
-use super::scan::{Found, Scan};
+use super::scan::Scan;
 use super::segment::Medium;
 use super::{Counts, Ids, Queue};
 use crate::limits;
-use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, Wall};
+use crate::mail::{Domain, Mid, Mono, Now, Rid};
 
 mod copies;
+mod files;
+mod groups;
 mod verify;
+
+use files::Refused;
 
 /// Id blocks reserved at a start: one in use and one in reserve for each kind.
 const START_BLOCKS: usize = 6;
@@ -60,18 +76,6 @@ pub struct Opened<F> {
     pub recovered: Recovered,
 }
 
-/// Why a segment is not used.
-struct Refused {
-    case: RecoveryCase,
-    what: String,
-    /// It never can be.
-    is_damaged: bool,
-}
-
-fn refused(case: RecoveryCase, what: String) -> Refused {
-    Refused { case, what, is_damaged: true }
-}
-
 /// A start under way.
 struct Opening<'a, M: Medium> {
     medium: &'a M,
@@ -84,6 +88,8 @@ struct Opening<'a, M: Medium> {
     copies: Vec<(usize, u32, u32)>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
+    /// Directories with a segment that could not be read, this time.
+    unread: BTreeSet<u8>,
     mid_max: u64,
 }
 
@@ -102,6 +108,7 @@ impl Queue {
             now,
             copies: Vec::new(),
             large: Vec::new(),
+            unread: BTreeSet::new(),
             mid_max: 0,
         };
         opening.open_segments()?;
@@ -131,7 +138,7 @@ impl Queue {
             active: None,
             spares: std::collections::VecDeque::new(),
             free: Vec::new(),
-            extents_free: Vec::new(),
+            extents_free: BTreeMap::new(),
             index: super::Index::default(),
             early: super::early::Early::default(),
             ids,
@@ -153,98 +160,14 @@ impl Queue {
             trouble_until: Mono(0),
             now,
             last_id: 0,
-            last_segment_number: 0,
+            last_numbers: BTreeMap::new(),
+            flights: Vec::new(),
             counts: Counts::default(),
         }
     }
 }
 
 impl<M: Medium> Opening<'_, M> {
-    fn open_segments(&mut self) -> io::Result<()> {
-        for directory in self.queue.options.directories.clone() {
-            let (segments, others) = self.medium.list(directory)?;
-            for name in others {
-                // What a making left that did not come to its end; it never held mail.
-                if !name.ends_with(".new") {
-                    let text = format!("shard-{directory:02}/{name}: not a segment, left alone");
-                    self.recovered.note(RecoveryCase::Foreign, text);
-                }
-            }
-            let mut present: BTreeSet<u32> = segments.iter().map(|s| s.number()).collect();
-            for segment in segments {
-                if directory == self.queue.options.shard.0 {
-                    let last = &mut self.queue.last_segment_number;
-                    *last = (*last).max(segment.number());
-                }
-                if let Err(refused) = self.open_segment(segment) {
-                    self.refuse(segment, &refused);
-                }
-            }
-            for segment in self.medium.list_aside(directory)? {
-                if directory == self.queue.options.shard.0 {
-                    let last = &mut self.queue.last_segment_number;
-                    *last = (*last).max(segment.number());
-                }
-                present.insert(segment.number());
-            }
-            let last = present.last().copied().unwrap_or(0);
-            for number in (1..last).filter(|number| !present.contains(number)) {
-                let text = format!("{}: it is not there", label(SegmentId::new(directory, number)));
-                self.recovered.note(RecoveryCase::Missing, text);
-            }
-        }
-        Ok(())
-    }
-
-    /// Says why a segment is not used, and sets it aside when it never can be.
-    fn refuse(&mut self, segment: SegmentId, refused: &Refused) {
-        let (case, what) = (refused.case, &refused.what);
-        let aside = refused.is_damaged && self.medium.set_aside(segment).is_ok();
-        let done = if aside { "moved to the folder damaged" } else { "left alone" };
-        self.recovered.note(case, format!("{}: {what}, {done}", label(segment)));
-    }
-
-    fn open_segment(&mut self, segment: SegmentId) -> Result<(), Refused> {
-        let unreadable = |error: io::Error| Refused {
-            is_damaged: false,
-            ..refused(RecoveryCase::Unreadable, error.to_string())
-        };
-        let file = self.medium.open(segment).map_err(unreadable)?;
-        let octets = self.medium.octets(&file).map_err(unreadable)?;
-        if octets < format::HEADERS_END {
-            return Err(refused(RecoveryCase::Truncated, format!("only {octets} octets")));
-        }
-        let mut head = vec![0; usize::try_from(format::HEADERS_END).unwrap_or(0)];
-        self.medium.read_at(&file, 0, &mut head).map_err(unreadable)?;
-        let (first, second) = head.split_at(head.len() / 2);
-        let header = Header::choose(first, second).map_err(|fault| match fault {
-            HeaderFault::Unreadable => {
-                refused(RecoveryCase::Unreadable, "no good header".to_owned())
-            }
-            HeaderFault::FutureVersion(version) => {
-                let what = format!("format version {version}");
-                Refused { is_damaged: false, ..refused(RecoveryCase::FutureVersion, what) }
-            }
-        })?;
-        if header.spool != self.queue.options.spool {
-            let what = "belongs to another spool".to_owned();
-            return Err(Refused { is_damaged: false, ..refused(RecoveryCase::Foreign, what) });
-        }
-        if header.segment != segment {
-            let what = format!("is a copy of {}", label(header.segment));
-            return Err(refused(RecoveryCase::Duplicate, what));
-        }
-        if octets < header.octets {
-            let what = format!("{octets} of {} octets", header.octets);
-            return Err(refused(RecoveryCase::Truncated, what));
-        }
-        let map_octets = Geometry::of(header.kind, header.octets).body_offset;
-        let map = self.medium.map(&file, map_octets).map_err(unreadable)?;
-        self.queue.segments.push(Segment::new(header, map));
-        self.files.push(file);
-        Ok(())
-    }
-
     /// Reads the table of a segment, by reads: an error is then an error and not a signal.
     fn read_table(&mut self, segment: usize) -> io::Result<()> {
         let geometry = self.queue.segments[segment].geometry;
@@ -254,12 +177,21 @@ impl<M: Medium> Opening<'_, M> {
             self.queue.segments[segment].poisoned = true;
             let text = format!("{}: {error}", self.label(segment));
             self.recovered.note(RecoveryCase::Unreadable, text);
+            self.unread.insert(self.queue.directory_of(segment));
             return Ok(());
         }
-        self.read_names(segment, &octets);
         let table = &octets[usize::try_from(geometry.table_offset).unwrap_or(0)..];
         let (slots, _) = table.as_chunks::<{ format::SLOT_OCTETS }>();
         let place = self.queue.segments[segment].place;
+        if let Some(generation) = self.later_use(segment, slots) {
+            self.queue.segments[segment].poisoned = true;
+            let what =
+                format!("its header says generation {}, its table {generation}", place.generation);
+            let name = self.queue.segments[segment].header.segment;
+            self.refuse(name, &Refused::damaged(RecoveryCase::OlderGeneration, what));
+            return Ok(());
+        }
+        self.read_names(segment, &octets);
         let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
         for (index, octets) in (0..).zip(slots) {
             let slot = Slot::decode(octets, place, index);
@@ -270,12 +202,28 @@ impl<M: Medium> Opening<'_, M> {
         for found in scan.end() {
             self.found(segment, found, &mut scan);
         }
+        self.sum_up(segment, &scan);
         let live = &mut self.queue.segments[segment];
         live.appendable = !scan.unclean;
         live.next_slot = scan.clean_end();
         live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
         live.next_body = live.next_body.min(geometry.octets);
         Ok(())
+    }
+
+    /// The generation of a slot that was written in a later use than the header knows of. A
+    /// crash does not leave that: the header of a use is durable before its first slot is stored.
+    fn later_use(&self, segment: usize, slots: &[SlotOctets]) -> Option<u32> {
+        let Header { spool, segment: name, generation, .. } = self.queue.segments[segment].header;
+        (0..).zip(slots).find_map(|(index, octets)| {
+            let later = format::u32_at(octets, 8);
+            if later <= generation {
+                return None;
+            }
+            let seed = format::seed(spool, name, later);
+            let place = TablePlace { seed, generation: later };
+            Slot::decode(octets, place, index).is_ok().then_some(later)
+        })
     }
 
     fn read_names(&mut self, segment: usize, octets: &[u8]) {
@@ -313,163 +261,6 @@ impl<M: Medium> Opening<'_, M> {
         }
     }
 
-    fn found(&mut self, segment: usize, found: Found, scan: &mut Scan) {
-        match found {
-            Found::Group { message_slot, message, entries, extents } => {
-                let first = message_slot + 1 - message.group_slots();
-                let behind = message_slot >= scan.durable;
-                let live = &self.queue.segments[segment];
-                let named = |index: u16| {
-                    matches!(live.names.get(usize::from(index)), Some(Name::Domain(_)))
-                };
-                if !entries.iter().all(|entry| named(entry.domain)) {
-                    self.broken(segment, first, &entries, behind, scan);
-                    return;
-                }
-                if behind && !self.verify(segment, &message, &entries, &extents) {
-                    scan.spoil(first);
-                    self.recovered.dropped += 1;
-                    let text = format!(
-                        "{}: MID {} had not been answered, dropped",
-                        self.label(segment),
-                        message.mid
-                    );
-                    self.recovered.note(RecoveryCase::TornBody, text);
-                    return;
-                }
-                scan.reach(&message);
-                self.mid_max = self.mid_max.max(message.mid.0);
-                self.accept(segment, first, message_slot, &message, &entries, &extents);
-            }
-            Found::Broken { first, entries, behind } => {
-                self.broken(segment, first, &entries, behind, scan);
-            }
-            Found::BadSlot { index } => {
-                self.recovered.damaged_slots += 1;
-                // Keeps the segment from being used again: somebody may want to look at it.
-                self.queue.segments[segment].live += 1;
-                self.queue.segments[segment].has_damage = true;
-                let text = format!("{}: slot {index} is damaged", self.label(segment));
-                self.recovered.note(RecoveryCase::Damage, text);
-            }
-        }
-    }
-
-    /// Entries whose group does not hold together.
-    fn broken(
-        &mut self,
-        segment: usize,
-        first: u32,
-        entries: &[Entry],
-        behind: bool,
-        scan: &mut Scan,
-    ) {
-        scan.spoil(first);
-        if behind {
-            self.recovered.dropped += 1;
-            let text = format!("{}: slot {first} on, dropped", self.label(segment));
-            self.recovered.note(RecoveryCase::TornGroup, text);
-            return;
-        }
-        let names = self.queue.segments[segment].names.len();
-        for (slot, entry) in (first..).zip(entries) {
-            if usize::from(entry.domain) >= names {
-                self.recovered.damaged_slots += 1;
-                self.queue.segments[segment].live += 1;
-                self.queue.segments[segment].has_damage = true;
-                continue;
-            }
-            let word = self.queue.segments[segment].state(slot);
-            if word.state.is_settled() {
-                continue;
-            }
-            self.hold(segment, slot, entry, word);
-            let message_slot = slot + entry.distance;
-            let mut handles = Vec::new();
-            let one = std::slice::from_ref(entry);
-            self.queue.enter_at(segment, slot, message_slot, one, &mut handles);
-        }
-    }
-
-    fn hold(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
-        let held = StateWord { state: State::Damaged, in_flight: false, ..word };
-        self.queue.segments[segment].store_state(slot, held, self.now.mono);
-        self.queue.counts.damaged += 1;
-        by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
-        let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
-        self.recovered.note(RecoveryCase::Damage, text);
-    }
-
-    fn accept(
-        &mut self,
-        segment: usize,
-        first: u32,
-        message_slot: u32,
-        message: &MessageSlot,
-        entries: &[Entry],
-        extents: &[ExtentPlace],
-    ) {
-        let mut unsettled = false;
-        let has_body = extents.iter().all(|place| self.extent_segment(place).is_some());
-        for (slot, entry) in (first..).zip(entries) {
-            let word = self.queue.segments[segment].state(slot);
-            unsettled |= !word.state.is_settled();
-            match word.state {
-                State::Ready | State::Deferred if !has_body => {
-                    self.hold(segment, slot, entry, word);
-                }
-                State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
-                State::Poison => {
-                    self.queue.counts.poison += 1;
-                    by_message(&mut self.recovered.poison, entry.mid, entry.rid);
-                }
-                State::Damaged => self.hold(segment, slot, entry, word),
-                State::Delivered
-                | State::Bounced
-                | State::Discarded
-                | State::Deleted
-                | State::Moved => {}
-            }
-        }
-        if message.copy > 0 {
-            self.copies.push((segment, first, message.entries));
-        }
-        if unsettled {
-            if !extents.is_empty() {
-                self.large.push((segment, first, message.entries, extents.to_vec()));
-            }
-            let mut handles: Vec<Handle> = Vec::new();
-            self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
-        }
-    }
-
-    fn found_pending(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
-        let latest = Wall(self.now.wall.0.saturating_add(self.queue.options.retry_ms_max));
-        let mut next = StateWord { next_attempt: word.next_attempt.min(latest), ..word };
-        let counts = &mut self.queue.counts;
-        if word.in_flight {
-            next.in_flight = false;
-            next.crashes = word.crashes.saturating_add(1);
-            if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
-                next.state = State::Poison;
-                counts.poison += 1;
-                by_message(&mut self.recovered.poison, entry.mid, entry.rid);
-                let text = format!("MID {} RID {} held", entry.mid, entry.rid);
-                self.recovered.note(RecoveryCase::Poison, text);
-            } else {
-                counts.pending += 1;
-                by_message(&mut self.recovered.uncertain, entry.mid, entry.rid);
-                let text = format!("MID {} RID {} uncertain", entry.mid, entry.rid);
-                self.recovered.note(RecoveryCase::InFlight, text);
-            }
-        } else {
-            counts.pending += 1;
-        }
-        if next != word {
-            self.queue.segments[segment].store_state(slot, next, self.now.mono);
-        }
-    }
-
     /// What is believed from now on is on disk: the crash before may have left it in the page
     /// cache only, and what counts as settled here may be overwritten next.
     fn sync_all(&mut self) {
@@ -502,8 +293,7 @@ impl<M: Medium> Opening<'_, M> {
             }
         }
         if queue.segments.iter().all(|s| s.poisoned || s.header.kind == SegmentKind::Extents) {
-            queue.last_segment_number += 1;
-            let name = SegmentId::new(queue.options.shard.0, queue.last_segment_number);
+            let name = queue.next_name(queue.options.shard.0);
             let header = queue.fresh_header(SegmentKind::Messages, name);
             let file = self.medium.make(name, header.octets, &header.encode())?;
             let geometry = Geometry::of(header.kind, header.octets);

@@ -67,9 +67,10 @@ impl Queue {
         let (kind, segment) = self.making.swap_remove(position);
         let Ok(map) = result else {
             self.make_failing = Some(Mono(self.now.0 + MAKE_PAUSE_MS));
-            if self.last_segment_number == segment.number() {
+            let last = self.last_numbers.entry(segment.directory()).or_default();
+            if *last == segment.number() {
                 // No file has this name: a gap would look like a segment that was lost.
-                self.last_segment_number -= 1;
+                *last -= 1;
             }
             return;
         };
@@ -84,7 +85,8 @@ impl Queue {
             }
             SegmentKind::Extents => {
                 let extents = made.geometry.extents();
-                self.extents_free.extend((0..extents).rev().map(|index| (new, index)));
+                let free = self.extents_free.entry(segment.directory()).or_default();
+                free.extend((0..extents).rev().map(|index| (new, index)));
             }
         }
         self.segments.push(made);
@@ -169,7 +171,7 @@ impl Queue {
     }
 
     pub(super) fn extents_wanting(&self, pending: &Pending) -> u64 {
-        let free = count(self.extents_free.len());
+        let free = self.active.map_or(0, |active| self.extents_left(active));
         u64::from(pending.extents.saturating_sub(free)) * limits::EXTENT_OCTETS
     }
 
@@ -221,15 +223,33 @@ impl Queue {
         }
     }
 
-    pub(super) fn make(&mut self, kind: SegmentKind) {
+    /// The shard directory of a segment.
+    pub(super) fn directory_of(&self, segment: usize) -> u8 {
+        self.segments[segment].header.segment.directory()
+    }
+
+    /// Free extents for a message in this segment.
+    pub(super) fn extents_left(&self, segment: usize) -> u32 {
+        let free = self.extents_free.get(&self.directory_of(segment));
+        free.map_or(0, |free| count(free.len()))
+    }
+
+    /// The name of the next segment of a directory.
+    pub(super) fn next_name(&mut self, directory: u8) -> SegmentId {
+        let last = self.last_numbers.entry(directory).or_default();
+        *last += 1;
+        SegmentId::new(directory, *last)
+    }
+
+    /// Has a segment made in a directory; the shard's own one, or one that it has adopted.
+    pub(super) fn make(&mut self, kind: SegmentKind, directory: u8) {
         let under_way = self.making.iter().any(|(making, _)| *making == kind);
         let paused = self.make_failing.is_some_and(|until| self.now < until);
         let octets = self.octets_of(kind);
         if under_way || paused || self.octets_makeable() < octets {
             return;
         }
-        self.last_segment_number += 1;
-        let segment = SegmentId::new(self.options.shard.0, self.last_segment_number);
+        let segment = self.next_name(directory);
         let header = self.fresh_header(kind, segment);
         self.making.push((kind, segment));
         let id = self.effect_id(Purpose::Make(kind));
@@ -252,7 +272,7 @@ impl Queue {
         // While none could be made it is tried now and then, wanted or not: otherwise nobody
         // would notice that there is space again.
         if (coming < wanted && self.free.is_empty()) || self.make_failing.is_some() {
-            self.make(SegmentKind::Messages);
+            self.make(SegmentKind::Messages, self.options.shard.0);
         }
     }
 
@@ -285,13 +305,14 @@ impl Queue {
     pub(super) fn free_extent(&mut self, place: ExtentPlace) {
         let found = self.segments.iter().position(|s| s.header.segment == place.segment);
         if let Some(segment) = found.filter(|segment| !self.segments[*segment].poisoned) {
-            self.extents_free.push((segment, place.index));
+            let free = self.extents_free.entry(place.segment.directory()).or_default();
+            free.push((segment, place.index));
         }
     }
 
     pub(super) fn free_if_empty(&mut self, segment: usize) {
         let live = &self.segments[segment];
-        let idle = !live.appendable && !live.syncing && !live.poisoned;
+        let idle = !live.appendable && !live.syncing && !live.poisoned && !live.has_damage;
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
         let messages = live.header.kind == SegmentKind::Messages;

@@ -140,6 +140,8 @@ impl Queue {
             self.active = None;
             self.segments[segment].seal();
         }
-        self.extents_free.retain(|(free, _)| *free != segment);
+        for free in self.extents_free.values_mut() {
+            free.retain(|(free, _)| *free != segment);
+        }
     }
 }

@@ -97,16 +97,15 @@ impl<M: Medium> Opening<'_, M> {
                 used.extend(places.iter().map(|place| (place.segment, place.index)));
             }
         }
-        let own = self.queue.options.shard.0;
         for (position, segment) in self.queue.segments.iter().enumerate() {
             let name = segment.header.segment;
-            // An adopted directory goes back to its shard one day: what a message of another
-            // directory kept there, nobody would find then.
-            let usable = name.directory() == own && !segment.poisoned;
+            // What a table says that could not be read is not known.
+            let usable = !self.unread.contains(&name.directory()) && !segment.poisoned;
             if segment.header.kind == SegmentKind::Extents && usable {
                 let all = (0..segment.geometry.extents()).rev();
                 let free = all.filter(|index| !used.contains(&(name, *index)));
-                self.queue.extents_free.extend(free.map(|index| (position, index)));
+                let list = self.queue.extents_free.entry(name.directory()).or_default();
+                list.extend(free.map(|index| (position, index)));
             }
         }
     }

@@ -40,7 +40,7 @@ fn what_is_wrong_with_a_spool_is_listed_and_kept() {
     assert_eq!((seen.findings.len(), seen.set_aside.len()), (0, 3), "{seen:?}");
     assert_eq!(seen.pending, 10);
     let rig = start();
-    assert_eq!(rig.queue.last_segment_number, 0x42, "their numbers are not given again");
+    assert_eq!(rig.queue.last_numbers[&0], 0x42, "their numbers are not given again");
 
     drop(rig);
     let first = shard.join("000001.segment");
