@@ -16,6 +16,7 @@
 mod common;
 mod start;
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -305,7 +306,8 @@ struct Disk {
     /// Committed and not settled.
     unsettled: Vec<Handle>,
     envelope: Envelope,
-    body: Arc<Body>,
+    /// Taken in turn.
+    bodies: VecDeque<Arc<Body>>,
     /// Holds the lock.
     _spool: Spool,
 }
@@ -338,14 +340,15 @@ impl Disk {
             envid: None,
             recipients: vec![recipient],
         };
-        let body = body_of(BODY_OCTETS);
+        let bodies = (0..BATCHES[3]).map(|_| body_of(BODY_OCTETS)).collect();
         let (waiting, unsettled) = (HashMap::new(), Vec::new());
-        Self { queue, medium, files, segments, waiting, unsettled, envelope, body, _spool: spool }
+        Self { queue, medium, files, segments, waiting, unsettled, envelope, bodies, _spool: spool }
     }
 
     fn append(&mut self) {
-        // Each message has its own copy, as one that came from a client has.
-        let body = Arc::new(Body { bytes: self.body.bytes.clone(), facts: self.body.facts });
+        // Each message that waits has octets of its own, as one that came from a client has.
+        self.bodies.rotate_left(1);
+        let body = self.bodies[0].clone();
         let now = ring::now();
         let ticket = self.queue.ids().next_mid().map(|mid| NewMessage {
             mid,
@@ -470,7 +473,7 @@ fn body_of(octets: usize) -> Arc<Body> {
 async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries: u64) {
     let spool = open_spool(spool, (entries * ENTRY_OCTETS).max(1 << 30), shards);
     let mut disk = Disk::open(Files::start(backend).unwrap(), spool, shard);
-    disk.body = body_of(SMALL_OCTETS);
+    disk.bodies = [body_of(SMALL_OCTETS)].into();
     let (mut meter, mut appended) = (Meter::start(), 0);
     let entries =
         entries / u64::from(shards) + u64::from(shard == 0) * (entries % u64::from(shards));

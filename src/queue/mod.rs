@@ -345,6 +345,8 @@ pub struct Queue {
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
     commit: Option<batch::Commit>,
+    /// What the last commit has written: its buffer is used again.
+    gathered: Option<Arc<Body>>,
     forward: Option<forward::Forward>,
     /// Messages that are read for their copy.
     reads: HashMap<EffectId, forward::Move>,

@@ -66,6 +66,9 @@ use files::Refused;
 /// Id blocks reserved at a start: one in use and one in reserve for each kind.
 const START_BLOCKS: usize = 6;
 
+/// Slots of a table that are read at a time: 1 MiB.
+const PIECE_SLOTS: u32 = 8192;
+
 /// An opened queue, its files by segment for the executor, and what was found.
 pub struct Opened<F> {
     /// The queue; its deliveries are found by [`Queue::walk`].
@@ -90,6 +93,8 @@ struct Opening<'a, M: Medium> {
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
     /// Directories with a segment that could not be read, this time.
     unread: BTreeSet<u8>,
+    /// Takes what is read.
+    buffer: Vec<u8>,
     mid_max: u64,
 }
 
@@ -109,16 +114,18 @@ impl Queue {
             copies: Vec::new(),
             large: Vec::new(),
             unread: BTreeSet::new(),
+            buffer: Vec::new(),
             mid_max: 0,
         };
         opening.open_segments()?;
         for segment in 0..opening.queue.segments.len() {
             if opening.queue.segments[segment].header.kind == SegmentKind::Messages {
-                opening.read_table(segment)?;
+                opening.read_table(segment);
             }
         }
         opening.supersede();
         opening.sync_all();
+        opening.buffer = Vec::new();
         opening.derive_extents();
         opening.choose_active()?;
         opening.reserve_ids()?;
@@ -145,6 +152,7 @@ impl Queue {
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,
             commit: None,
+            gathered: None,
             forward: None,
             reads: HashMap::new(),
             moves: std::collections::VecDeque::new(),
@@ -169,46 +177,72 @@ impl Queue {
 
 impl<M: Medium> Opening<'_, M> {
     /// Reads the table of a segment, by reads: an error is then an error and not a signal.
-    fn read_table(&mut self, segment: usize) -> io::Result<()> {
-        let geometry = self.queue.segments[segment].geometry;
-        let mut octets = vec![0; usize::try_from(geometry.body_offset).unwrap_or(0)];
-        let read = self.medium.read_at(&self.files[segment], 0, &mut octets);
-        if let Err(error) = read {
-            self.queue.segments[segment].poisoned = true;
-            let text = format!("{}: {error}", self.label(segment));
-            self.recovered.note(RecoveryCase::Unreadable, text);
-            self.unread.insert(self.queue.directory_of(segment));
-            return Ok(());
-        }
-        let table = &octets[usize::try_from(geometry.table_offset).unwrap_or(0)..];
-        let (slots, _) = table.as_chunks::<{ format::SLOT_OCTETS }>();
-        let place = self.queue.segments[segment].place;
-        if let Some(generation) = self.later_use(segment, slots) {
-            self.queue.segments[segment].poisoned = true;
-            let what =
-                format!("its header says generation {}, its table {generation}", place.generation);
-            let name = self.queue.segments[segment].header.segment;
-            self.refuse(name, &Refused::damaged(RecoveryCase::OlderGeneration, what));
-            return Ok(());
-        }
-        self.read_names(segment, &octets);
-        let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
-        for (index, octets) in (0..).zip(slots) {
-            let slot = Slot::decode(octets, place, index);
-            for found in scan.take(index, slot) {
-                self.found(segment, found, &mut scan);
+    fn read_table(&mut self, segment: usize) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.read_pieces(segment, &mut buffer);
+        self.buffer = buffer;
+        match read {
+            Ok(Some(scan)) => {
+                self.sum_up(segment, &scan);
+                let live = &mut self.queue.segments[segment];
+                live.appendable = !scan.unclean;
+                live.next_slot = scan.clean_end();
+                live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
+                live.next_body = live.next_body.min(live.geometry.octets);
             }
+            Ok(None) => self.queue.segments[segment].poisoned = true,
+            Err(error) => {
+                // What was read before the error is good; what comes behind it waits for a start
+                // that can read it.
+                self.queue.segments[segment].poisoned = true;
+                let text = format!("{}: {error}", self.label(segment));
+                self.recovered.note(RecoveryCase::Unreadable, text);
+                self.unread.insert(self.queue.directory_of(segment));
+            }
+        }
+    }
+
+    /// Reads names, hosts and the table, a piece at a time, and enters what it finds. `None`: the
+    /// segment is none that can be used.
+    fn read_pieces(&mut self, segment: usize, buffer: &mut Vec<u8>) -> io::Result<Option<Scan>> {
+        let geometry = self.queue.segments[segment].geometry;
+        let names_octets = usize::try_from(geometry.table_offset).unwrap_or(usize::MAX);
+        let piece_octets = PIECE_SLOTS as usize * format::SLOT_OCTETS;
+        buffer.resize(names_octets.max(piece_octets), 0);
+        self.medium.read_at(&self.files[segment], 0, &mut buffer[..names_octets])?;
+        self.read_names(segment, &buffer[..names_octets]);
+        let place = self.queue.segments[segment].place;
+        let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
+        let mut first = 0;
+        while first < geometry.slots {
+            let end = geometry.slots.min(first + PIECE_SLOTS);
+            let octets = &mut buffer[..(end - first) as usize * format::SLOT_OCTETS];
+            self.medium.read_at(&self.files[segment], geometry.slot_offset(first), octets)?;
+            let (slots, _) = octets.as_chunks::<{ format::SLOT_OCTETS }>();
+            // Each use begins with the first slot.
+            let later = if first == 0 { self.later_use(segment, slots) } else { None };
+            if let Some(later) = later {
+                self.refuse_older(segment, later);
+                return Ok(None);
+            }
+            for (index, octets) in (first..).zip(slots) {
+                let slot = Slot::decode(octets, place, index);
+                for found in scan.take(index, slot) {
+                    self.found(segment, found, &mut scan);
+                }
+            }
+            first = end;
         }
         for found in scan.end() {
             self.found(segment, found, &mut scan);
         }
-        self.sum_up(segment, &scan);
-        let live = &mut self.queue.segments[segment];
-        live.appendable = !scan.unclean;
-        live.next_slot = scan.clean_end();
-        live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
-        live.next_body = live.next_body.min(geometry.octets);
-        Ok(())
+        Ok(Some(scan))
+    }
+
+    fn refuse_older(&mut self, segment: usize, later: u32) {
+        let header = self.queue.segments[segment].header;
+        let what = format!("its header says use {}, its table {later}", header.generation);
+        self.refuse(header.segment, &Refused::damaged(RecoveryCase::OlderGeneration, what));
     }
 
     /// The generation of a slot that was written in a later use than the header knows of. A

@@ -316,7 +316,8 @@ impl Queue {
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
         let messages = live.header.kind == SegmentKind::Messages;
-        if idle && empty && settled && messages && !self.free.contains(&segment) {
+        let known = || self.free.contains(&segment) || self.is_being_moved(segment);
+        if idle && empty && settled && messages && !known() {
             self.free.push(segment);
         }
     }

@@ -274,7 +274,8 @@ impl Life {
     fn settle_some(&mut self) {
         let keys: Vec<Key> = self.handles.keys().copied().collect();
         for key in keys {
-            if self.random.one_in(3) {
+            // What was heard meanwhile may have taken a name away.
+            if self.random.one_in(3) && self.handles.contains_key(&key) {
                 self.settle_one(key);
             }
         }
