@@ -441,12 +441,17 @@ impl Disk {
         meter.end()
     }
 
-    /// Brings the queue to where it takes up segments that it has used before.
+    /// Brings the queue to where it takes up segments that it has used before, and makes none.
     async fn warm_up(&mut self, extent: Extent) {
-        let messages = extent.segment_octets * 2 / RECORD_OCTETS as u64;
-        let mut done = 0;
-        while done < messages {
-            done += self.commit(1000, Duration::from_millis(1)).await.records;
+        let messages = extent.segment_octets * 3 / RECORD_OCTETS as u64;
+        loop {
+            let (made, mut done) = (self.segments.len(), 0);
+            while done < messages {
+                done += self.commit(1000, Duration::from_millis(1)).await.records;
+            }
+            if self.segments.len() == made {
+                return;
+            }
         }
     }
 

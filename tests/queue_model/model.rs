@@ -383,8 +383,8 @@ impl Life {
             let in_failed = change.segment.map_or(!failed.is_empty(), |s| failed.contains(&s));
             in_failed || unstalled_ms - change.at_ms < DURABLE_AFTER_MS
         };
-        self.compare_flights(power, may_be_lost);
         self.rig.queue.end_flights();
+        self.compare_flights(power, may_be_lost);
         self.compare(power, may_be_lost);
     }
 
