@@ -17,11 +17,11 @@
 //! | `unreadable` | no good header copy | set aside, Warning |
 //! | `unreadable` | an error of the medium | left alone, Warning |
 //! | `unlocked` | tables that the system does not lock in memory | one Warning |
-//! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted, one Warning a segment |
+//! | `torn-group` | entries without their message slot, or without their words, behind the durable point | never answered: dropped, counted, one Warning a segment |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
 //! | `damaged-slot` | slots before the point that cannot be read | counted, the segment is kept as it is, one Warning a segment |
 //! | `damaged-group` | entries before the point that do not hold together with their message | held, listed |
-//! | `damaged-word` | a state word that is not what was stored | held, listed: it may have been delivered, or not |
+//! | `damaged-word` | a state word before the point that is not what was stored | held, listed: it may have been delivered, or not |
 //! | `lost-extents` | a message whose body stood in extents that are not there any more | held, listed |
 //! | `held` | a recipient that was held before | held still, listed |
 //! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one | marked as moved |

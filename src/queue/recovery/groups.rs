@@ -21,7 +21,9 @@ impl<M: Medium> Opening<'_, M> {
                 let named = |index: u16| {
                     matches!(live.names.get(usize::from(index)), Some(Name::Domain(_)))
                 };
-                if !entries.iter().all(|entry| named(entry.domain)) {
+                // A sector torn between an entry and its words leaves them as they were before.
+                let torn = behind && !(first..).zip(&entries).all(|(slot, _)| live.has_word(slot));
+                if torn || !entries.iter().all(|entry| named(entry.domain)) {
                     self.broken(segment, first, &entries, behind, scan);
                     return;
                 }

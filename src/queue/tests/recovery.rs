@@ -273,6 +273,16 @@ fn every_case_of_the_table_is_met_named_and_met_again() {
     }
 }
 
+/// A sector may be torn between an entry and its words, which then are those of before.
+#[test]
+fn words_that_are_torn_behind_the_durable_point_are_no_damage() {
+    let scene = with_slot(4, format::STATE_OFFSET + 2);
+    let rig = start(&scene.medium, &scene, true);
+    assert_eq!(rig.queue.counts(), Counts { pending: 2, poison: 0, damaged: 0 });
+    assert_eq!(rig.recovered.dropped, 1);
+    assert_eq!(rig.recovered.notes[0].case, RecoveryCase::TornGroup);
+}
+
 #[test]
 fn the_table_in_the_documentation_is_the_one_in_the_code() {
     let page = include_str!("../recovery.rs");
