@@ -317,6 +317,10 @@ impl Rig {
         let mut out = BTreeMap::new();
         for handle in self.handles() {
             let summary = self.queue.summary(handle).expect("a queued message has a summary");
+            if !summary.recipients.iter().any(|recipient| recipient.state.is_pending()) {
+                // All of it is held.
+                continue;
+            }
             let Some(stored) = self.read(handle) else { panic!("a queued message has a plan") };
             let sum = checksum(&stored.octets[stored.body.clone()]);
             for recipient in &stored.envelope.recipients {
