@@ -97,9 +97,9 @@ fn what_was_answered_survives_kill_9() {
     assert!(unexplained.is_empty(), "repeated, but never called uncertain: {unexplained:?}");
     let again = received.values().filter(|received| received.times > 1).count();
     println!(
-        "{rounds} kills under load, {starts} of a start: {} answered, {} received, 0 lost; {} named \
-         uncertain, {} of them repeated, all of them named; {again} ids received more than once, \
-         those included that the source sent again",
+        "{rounds} kills under load, {starts} of a start: {} answered, {} received, 0 lost; {} \
+         named uncertain, {} of them repeated, all of them named; {again} ids received more than \
+         once, those included that the source sent again",
         report.acknowledged,
         arrivals.values().sum::<usize>(),
         uncertain.len(),
