@@ -1,5 +1,5 @@
 //! What the queue costs on a real disk: commits by the number of messages that wait, beside the
-//! bare loops that any queue must pay; recovery; memory per recipient.
+//! bare loops that any queue must pay; recovery; memory per recipient; the engine's start.
 //!
 //! Owns: the rows `engine`, `ring` and `pwrite` for each batch, and the row `recovery`. Never: a
 //! target.
@@ -14,7 +14,9 @@
 #![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
 
 mod common;
+mod start;
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -36,8 +38,8 @@ use ringpost::queue::{
 };
 use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
 
-const USAGE: &str = "cargo bench --bench queue -- [--entries N] [--segment OCTETS] [--seconds N] \
-                     [--io ring|epoll] [--spool DIR] [--json] [--test]";
+const USAGE: &str = "cargo bench --bench queue -- [--entries N] [--shards N] [--segment OCTETS] \
+                     [--seconds N] [--io ring|epoll] [--spool DIR] [--json] [--test]";
 
 const BATCHES: [usize; 4] = [1, 20, 100, 1000];
 /// Slices of a row.
@@ -47,6 +49,10 @@ const BODY_OCTETS: usize = 4096;
 const RECORD_OCTETS: usize = 4200;
 /// Messages of the recovery row are this large: it is their number that counts.
 const SMALL_OCTETS: usize = 256;
+/// Their receiving domains.
+const DOMAINS: u64 = 1000;
+/// Room for each of them, twice: a segment is full when its table is.
+const ENTRY_OCTETS: u64 = 4096;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -138,7 +144,7 @@ struct Extent {
 }
 
 fn main() {
-    let known = ["entries", "segment", "seconds", "io", "spool", "recover"];
+    let known = ["entries", "shards", "segment", "seconds", "io", "spool", "recover"];
     let arguments = Arguments::read(USAGE, &known);
     if let Some(spool) = arguments.text("recover") {
         return recover(Path::new(spool));
@@ -159,15 +165,21 @@ fn main() {
         }
     };
     let folder = common::folder(&arguments);
-    ring::run(backend, commits(backend, folder.path(), extent, arguments.json)).unwrap();
+    if seconds != Some(Duration::ZERO) {
+        ring::run(backend, commits(backend, folder.path(), extent, arguments.json)).unwrap();
+    }
     let few = if smoke { 2_000 } else { 100_000 };
     let entries = arguments.number("entries").unwrap_or(few);
     let spool = folder.path().join("recovery");
-    ring::run(backend, fill(backend, &spool, entries)).unwrap();
+    let shards = arguments.number("shards").map_or(2, |n| u8::try_from(n).unwrap());
+    for shard in 0..shards {
+        ring::run(backend, fill(backend, &spool, (shard, shards), entries)).unwrap();
+    }
     // In a process of its own: memory that this one has freed would hide what is used.
     let mut reader = Command::new(std::env::current_exe().unwrap());
     reader.arg("--recover").arg(&spool).args(arguments.json.then_some("--json"));
     assert!(reader.status().unwrap().success(), "the recovery failed");
+    start::row(folder.path(), "recovery", entries, shards, arguments.json);
 }
 
 /// The rows of all batches. The three loops take turns in short slices, so that a disk which
@@ -175,7 +187,9 @@ fn main() {
 async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
     let bare_file = prewritten(&folder.join("bare"), extent.segment_octets);
     let files = Files::start(backend).unwrap();
-    let mut disk = Disk::open(files.clone(), &folder.join("spool"), extent.segment_octets);
+    // A spool's segments are 1/64 of it.
+    let spool = open_spool(&folder.join("spool"), extent.segment_octets * 64, 1);
+    let mut disk = Disk::open(files.clone(), spool, 0);
     disk.warm_up(extent).await;
     if !json {
         println!(
@@ -292,23 +306,22 @@ struct Disk {
     /// Committed and not settled.
     unsettled: Vec<Handle>,
     envelope: Envelope,
-    body: Arc<Body>,
+    /// Taken in turn.
+    bodies: VecDeque<Arc<Body>>,
     /// Holds the lock.
     _spool: Spool,
 }
 
-fn open_spool(path: &Path, octets_max: u64) -> Spool {
+fn open_spool(path: &Path, octets_max: u64, shards: u8) -> Spool {
     let settings =
         QueueSettings { spool: path.to_owned(), octets_max, free_octets_min: Some(1 << 30) };
-    Spool::open(&settings, 1).unwrap()
+    Spool::open(&settings, shards).unwrap()
 }
 
 impl Disk {
-    fn open(files: Files, path: &Path, segment_octets: u64) -> Self {
-        // A spool's segments are 1/64 of it.
-        let spool = open_spool(path, segment_octets * 64);
+    fn open(files: Files, spool: Spool, shard: u8) -> Self {
         let medium = spool.medium();
-        let options = spool.options(ShardId(0), 0);
+        let options = spool.options(ShardId(shard), 0);
         let opened = Queue::open(&medium, options, ring::now()).unwrap();
         let Opened { queue, files: found, .. } = opened;
         let segments = found.into_iter().map(|(id, file)| (id, files.adopt(file))).collect();
@@ -327,14 +340,15 @@ impl Disk {
             envid: None,
             recipients: vec![recipient],
         };
-        let body = body_of(BODY_OCTETS);
+        let bodies = (0..BATCHES[3]).map(|_| body_of(BODY_OCTETS)).collect();
         let (waiting, unsettled) = (HashMap::new(), Vec::new());
-        Self { queue, medium, files, segments, waiting, unsettled, envelope, body, _spool: spool }
+        Self { queue, medium, files, segments, waiting, unsettled, envelope, bodies, _spool: spool }
     }
 
     fn append(&mut self) {
-        // Each message has its own copy, as one that came from a client has.
-        let body = Arc::new(Body { bytes: self.body.bytes.clone(), facts: self.body.facts });
+        // Each message that waits has octets of its own, as one that came from a client has.
+        self.bodies.rotate_left(1);
+        let body = self.bodies[0].clone();
         let now = ring::now();
         let ticket = self.queue.ids().next_mid().map(|mid| NewMessage {
             mid,
@@ -427,12 +441,17 @@ impl Disk {
         meter.end()
     }
 
-    /// Brings the queue to where it takes up segments that it has used before.
+    /// Brings the queue to where it takes up segments that it has used before, and makes none.
     async fn warm_up(&mut self, extent: Extent) {
-        let messages = extent.segment_octets * 2 / RECORD_OCTETS as u64;
-        let mut done = 0;
-        while done < messages {
-            done += self.commit(1000, Duration::from_millis(1)).await.records;
+        let messages = extent.segment_octets * 3 / RECORD_OCTETS as u64;
+        loop {
+            let (made, mut done) = (self.segments.len(), 0);
+            while done < messages {
+                done += self.commit(1000, Duration::from_millis(1)).await.records;
+            }
+            if self.segments.len() == made {
+                return;
+            }
         }
     }
 
@@ -454,14 +473,22 @@ fn body_of(octets: usize) -> Arc<Body> {
     Arc::new(Body { bytes: vec![b'x'; octets], facts: MessageFacts::default() })
 }
 
-/// Leaves a spool with `entries` recipients, one per message.
-async fn fill(backend: Backend, spool: &Path, entries: u64) {
-    let mut disk = Disk::open(Files::start(backend).unwrap(), spool, 64 << 20);
-    disk.body = body_of(SMALL_OCTETS);
+/// Fills the directory of one of several shards with its part of `entries` recipients, one per
+/// message, of [`DOMAINS`] receiving domains.
+async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries: u64) {
+    let spool = open_spool(spool, (entries * ENTRY_OCTETS).max(1 << 30), shards);
+    let mut disk = Disk::open(Files::start(backend).unwrap(), spool, shard);
+    disk.bodies = [body_of(SMALL_OCTETS)].into();
     let (mut meter, mut appended) = (Meter::start(), 0);
+    let entries =
+        entries / u64::from(shards) + u64::from(shard == 0) * (entries % u64::from(shards));
     while appended < entries {
         let batch = (entries - appended).min(1000);
-        (0..batch).for_each(|_| disk.append());
+        for n in 0..batch {
+            let address = format!("user@d{}.example.com", (appended + n) % DOMAINS);
+            disk.envelope.recipients[0].address = Mailbox::parse(address.as_bytes()).unwrap();
+            disk.append();
+        }
         appended += batch;
         while !disk.waiting.is_empty() {
             assert!(disk.step().await, "messages wait and nothing is to be done");
@@ -472,9 +499,9 @@ async fn fill(backend: Backend, spool: &Path, entries: u64) {
     disk.end().await;
 }
 
-/// The row `recovery`, in the process that [`main`] starts for it.
+/// The row `recovery`, in the process that [`main`] starts for it: one shard reads all.
 fn recover(path: &Path) {
-    let spool = open_spool(path, 64 << 26);
+    let spool = open_spool(path, u64::MAX, 1);
     let medium = spool.medium();
     let options = spool.options(ShardId(0), 0);
     let (anonymous, faults) = (common::anonymous_octets(), common::major_faults());

@@ -1,7 +1,8 @@
 //! kill -9 under load, again and again: every message that was answered with 250 arrives, and
 //! each one that arrives twice was named uncertain in the log beforehand.
 //!
-//! `RINGPOST_KILL_ROUNDS` sets how often the engine is killed (3 if unset).
+//! `RINGPOST_KILL_ROUNDS` sets how often the engine is killed under load (3 if unset). In every
+//! second round the start that follows is killed too, twice, somewhere in its recovery.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,6 +29,9 @@ use ringpost::lab::source::{self, Progress, SourceOptions};
 /// The engine runs between these times before it is killed.
 const LIFE_MS: std::ops::Range<u64> = 300..1_200;
 
+/// Starts are killed within this time, however slow the machine is at the moment.
+const START_MAX: Duration = Duration::from_secs(1);
+
 each_io!(what_was_answered_survives_kill_9);
 fn what_was_answered_survives_kill_9(io: &str) {
     let rounds: u32 =
@@ -44,7 +48,10 @@ fn what_was_answered_survives_kill_9(io: &str) {
     let mut engine = Engine::start(&Setup::new(io, format!("ALL {}", sink.address())));
     engine.kill();
     let smtp = pin_port(&engine);
+    let start = Instant::now();
     engine.launch();
+    let mut usual_us = u64::try_from(start.elapsed().as_micros()).unwrap();
+    let mut starts = 0;
 
     let progress = Arc::new(Progress::default());
     let watched = progress.clone();
@@ -53,10 +60,19 @@ fn what_was_answered_survives_kill_9(io: &str) {
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(random.within(LIFE_MS)));
         engine.kill();
+        if round % 2 == 1 {
+            for _ in 0..2 {
+                // Anywhere from its first instruction to a little after it listens.
+                engine.launch_and_kill(Duration::from_micros(random.within(0..usual_us * 5 / 4)));
+                starts += 1;
+            }
+        }
+        let begun = engine.log().matches("Begin Logfile").count();
         let start = Instant::now();
         engine.launch();
         let back = start.elapsed();
-        engine.wait_log_count("Begin Logfile", round as usize + 2);
+        usual_us = u64::try_from(back.min(START_MAX).as_micros()).unwrap();
+        engine.wait_log_count("Begin Logfile", begun + 1);
         engine.assert_conservation();
         let found = engine.metric("ringpost_recipients_accepted_total{source=\"found_at_start\"}");
         eprintln!("io = {io}, round {round}: back after {back:?}, found {found} recipients");
@@ -69,12 +85,8 @@ fn what_was_answered_survives_kill_9(io: &str) {
     engine.stop();
 
     let received = sink.received();
-    let missing: Vec<_> = report
-        .acknowledged_ids
-        .iter()
-        .map(|n| report.id(*n))
-        .filter(|id| !received.contains_key(id))
-        .collect();
+    let ids = report.acknowledged_ids.iter().map(|n| report.id(*n));
+    let missing: Vec<_> = ids.filter(|id| !received.contains_key(id)).collect();
     assert!(missing.is_empty(), "{} answered and lost: {missing:?}", missing.len());
     assert!(report.acknowledged > 0, "nothing was sent");
 
@@ -86,9 +98,9 @@ fn what_was_answered_survives_kill_9(io: &str) {
     assert!(unexplained.is_empty(), "repeated, but never called uncertain: {unexplained:?}");
     let again = received.values().filter(|received| received.times > 1).count();
     println!(
-        "io = {io}, {rounds} kills: {} answered, {} received, 0 lost; {} named uncertain, \
-         {} of them repeated, all of them named; {again} ids received more than once, those \
-         included that the source sent again",
+        "io = {io}, {rounds} kills under load, {starts} of a start: {} answered, {} received, \
+         0 lost; {} named uncertain, {} of them repeated, all of them named; {again} ids received \
+         more than once, those included that the source sent again",
         report.acknowledged,
         arrivals.values().sum::<usize>(),
         uncertain.len(),

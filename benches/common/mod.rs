@@ -169,9 +169,14 @@ impl Threads {
     }
 }
 
-/// Octets of resident anonymous memory of the process.
+/// Octets of resident anonymous memory of this process.
 pub fn anonymous_octets() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    anonymous_octets_of("self")
+}
+
+/// Octets of resident anonymous memory of the process with this pid.
+pub fn anonymous_octets_of(pid: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024

@@ -13,7 +13,7 @@ use super::place::{head_texts, recipient_texts};
 use super::room::Claim;
 use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Safe, Ticket};
 use crate::limits;
-use crate::mail::{Domain, Handle};
+use crate::mail::{Body, Domain, Handle, MessageFacts};
 use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
@@ -327,7 +327,10 @@ impl Queue {
     fn write(&mut self, gather: Gather) {
         let Gather { mut commit, mut chunks, buffer, at, extent_writes } = gather;
         if !buffer.is_empty() {
-            chunks.push(Chunk::Owned(buffer));
+            let (end, facts) = (buffer.len(), MessageFacts::default());
+            let body = Arc::new(Body { bytes: buffer, facts });
+            self.gathered = Some(body.clone());
+            chunks.push(Chunk::Shared { body, start: 0, end });
         }
         commit.phase = Phase::Writing { left: 1 + extent_writes.len() };
         let segment = &mut self.segments[commit.segment];
@@ -421,6 +424,7 @@ impl Queue {
         let segments = &self.segments;
         let usable = commit.extents.iter().filter(|(segment, _)| !segments[*segment].poisoned);
         usable.for_each(|(segment, index)| self.extents_free.give(*segment, *index));
+        self.release_sources(&commit.moves);
         for message in &commit.messages {
             self.fail(message.ticket, message.early);
         }
@@ -461,12 +465,14 @@ impl Queue {
         for moved in &commit.moves {
             self.switch(commit.segment, moved);
         }
+        self.release_sources(&commit.moves);
     }
 
     /// A sync failed: the slots are in the table, and must not be found there at the next start
     /// if that can be helped, for the clients are told to send again.
     fn withdraw_stored(&mut self, commit: &Commit) {
         self.withdraw_copies(commit.segment, &commit.moves);
+        self.release_sources(&commit.moves);
         let deleted = format::StateWord { state: State::Deleted, ..format::StateWord::READY };
         for message in &commit.messages {
             let (slot, entries) = self.group(commit.segment, message.message_slot);

@@ -7,7 +7,8 @@
 //! appended with the copy number one higher, the commit makes it durable, the index is switched
 //! to it, and the old entries are stored as moved. Until the switch the old entries count; every
 //! change of their words is made in the copy first, so that a crash finds the newest word in the
-//! highest copy. A large body stays where it is: its extents go over to the copy.
+//! highest copy. A large body stays where it is: its extents go over to the copy, within one
+//! shard directory.
 //!
 //! Neither of the two segments is used again before the other has synced its part: the old one
 //! its marks (or the old entries would come back to life), the new one what was changed while
@@ -179,6 +180,23 @@ impl Queue {
             && let Some(forward) = self.forward.take()
         {
             self.segments[forward.source].forward_after = Mono(now.0 + AGAIN_MS);
+            self.free_if_empty(forward.source);
+        }
+    }
+
+    /// Is a message of it on its way out? What it says of its recipients is still needed then,
+    /// even when all of them are settled meanwhile.
+    pub(super) fn is_being_moved(&self, segment: usize) -> bool {
+        let mut waiting = self.reads.values().chain(&self.moves);
+        let mut committing = self.commit.iter().flat_map(|commit| &commit.moves);
+        waiting.any(|moving| moving.source == segment)
+            || committing.any(|moved| moved.source == segment)
+    }
+
+    /// The commit of these copies has ended, and so has what it needed their sources for.
+    pub(super) fn release_sources(&mut self, moves: &[Moved]) {
+        for moved in moves {
+            self.free_if_empty(moved.source);
         }
     }
 
@@ -212,6 +230,8 @@ impl Queue {
         while let Some((_, handle)) = forward.found.pop_if(|(slot, _)| *slot == message_slot) {
             handles.push(handle);
         }
+        // A handle may have been given to another message since it was found.
+        handles.retain(|handle| self.is_of(*handle, source, message_slot));
         let Some(moving) = self.movable(source, message_slot, handles) else { return Some(0) };
         let message = &moving.message;
         let (name, offset) = (self.segments[source].header.segment, message.head_offset);
@@ -291,10 +311,10 @@ impl Queue {
         let source = moving.source;
         let live = &self.segments[source];
         moving.entries.retain(|(slot, _)| !live.state(*slot).state.is_settled());
+        let active = gather.commit.segment;
         if moving.entries.is_empty() {
             return;
         }
-        let active = gather.commit.segment;
         let place = self.segments[active].place;
         let (profile, listener) = self.labels_for(&moving, active);
         let head_offset = gather.at;

@@ -260,6 +260,12 @@ impl Segment {
             .unwrap_or(StateWord { state: State::Damaged, ..StateWord::READY })
     }
 
+    /// Is the state word of an entry what was stored?
+    pub(super) fn has_word(&self, slot: u32) -> bool {
+        let word = self.map.load(self.geometry.slot_offset(slot) + format::STATE_OFFSET);
+        StateWord::decode(word, self.place, slot).is_some()
+    }
+
     pub(super) fn store_state(&mut self, slot: u32, word: StateWord, now: Mono) {
         let at = self.geometry.slot_offset(slot) + format::STATE_OFFSET;
         self.map.store(at, word.encode(self.place, slot));

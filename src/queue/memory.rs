@@ -1,11 +1,12 @@
 //! A medium in memory: for tests and simulation.
 //!
 //! Owns: files with a live image (what a process sees, and what is left after kill -9) and a
-//! durable one (what is left after a power cut). Never: real files.
+//! durable one (what is left after a power cut). Never: real files, or a clock: a call that
+//! stalls says how long it took.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::format::{HEADERS_END, Header, SegmentId};
@@ -65,8 +66,13 @@ impl MemFile {
 
     /// A sector of the live image reaches the disk.
     fn keep(&self, words: &mut [u64], sector: usize) {
+        self.keep_words(words, sector, SECTOR_WORDS);
+    }
+
+    /// The first `count` words of it do.
+    fn keep_words(&self, words: &mut [u64], sector: usize, count: usize) {
         let start = sector * SECTOR_WORDS;
-        let end = (start + SECTOR_WORDS).min(words.len());
+        let end = (start + count.min(SECTOR_WORDS)).min(words.len());
         for (kept, live) in words[start..end].iter_mut().zip(&self.live[start..end]) {
             *kept = live.load(Ordering::Relaxed);
         }
@@ -97,12 +103,31 @@ impl MemFile {
     }
 }
 
+/// What a power cut does to a sector that was written or stored into since the last sync.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sector {
+    /// It never reached the disk.
+    Lost,
+    /// It did.
+    Kept,
+    /// This many of its 64 words did. A word is never torn.
+    Torn(usize),
+}
+
+impl From<bool> for Sector {
+    /// Kept, or lost.
+    fn from(kept: bool) -> Self {
+        if kept { Self::Kept } else { Self::Lost }
+    }
+}
+
 /// Segments in memory. Clones share them, as processes share a disk.
 #[derive(Clone, Default, Debug)]
 pub struct MemMedium {
     files: Arc<Mutex<BTreeMap<SegmentId, Arc<MemFile>>>>,
     aside: Arc<Mutex<BTreeSet<SegmentId>>>,
     trouble: Arc<Mutex<Trouble>>,
+    refuses_locks: Arc<AtomicBool>,
 }
 
 /// Which calls fail.
@@ -113,6 +138,10 @@ struct Trouble {
     at: Option<u64>,
     /// And all calls after it.
     for_ever: bool,
+    /// Every one in this many takes that long, in milliseconds.
+    stall: Option<(u64, u64)>,
+    /// What the calls have taken that nobody has asked for yet.
+    taken_ms: u64,
 }
 
 impl MemMedium {
@@ -120,44 +149,73 @@ impl MemMedium {
     /// `None`: none does. Gives how many calls there were since the last time.
     pub fn fail(&self, nth: Option<u64>, for_ever: bool) -> u64 {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *trouble, Trouble { calls: 0, at: nth, for_ever }).calls
+        (trouble.at, trouble.for_ever) = (nth, for_ever);
+        std::mem::take(&mut trouble.calls)
+    }
+
+    /// Every call whose number is a multiple of `one_in` takes `ms` from now on; `None`: none.
+    pub fn stall(&self, stall: Option<(u64, u64)>) {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).stall = stall;
+    }
+
+    /// How long the calls since the last time this was asked took, in milliseconds.
+    #[must_use]
+    pub fn taken_ms(&self) -> u64 {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut trouble.taken_ms)
     }
 
     fn call(&self) -> io::Result<()> {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let call = trouble.calls;
         trouble.calls += 1;
+        if let Some((one_in, ms)) = trouble.stall
+            && call.is_multiple_of(one_in)
+        {
+            trouble.taken_ms += ms;
+        }
         let fails = trouble.at.is_some_and(|at| call == at || (trouble.for_ever && call > at));
         if fails { Err(io::Error::other("the medium fails")) } else { Ok(()) }
     }
 
-    /// What a power cut leaves: of each file the durable image, and each 512-octet sector written
-    /// or stored into since where `keeps` says that it had reached the disk.
+    /// What a power cut leaves: of each file the durable image, and of each 512-octet sector
+    /// written or stored into since what `fate` says. It is asked for sectors that differ.
     #[must_use]
-    pub fn after_power_cut(&self, mut keeps: impl FnMut() -> bool) -> Self {
+    pub fn after_power_cut<S: Into<Sector>>(&self, mut fate: impl FnMut() -> S) -> Self {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let cut = |file: &Arc<MemFile>, keeps: &mut dyn FnMut() -> bool| {
+        let mut cut = |file: &Arc<MemFile>| {
             let durable = file.durable();
             let mut words = durable.words.clone();
             for sector in durable.unsynced() {
                 let start = sector * SECTOR_WORDS;
                 let kept = words[start..].iter().zip(&file.live[start..]).take(SECTOR_WORDS);
                 let differs = kept.into_iter().any(|(a, b)| *a != b.load(Ordering::Relaxed));
-                if differs && keeps() {
-                    file.keep(&mut words, sector);
+                if differs {
+                    match fate().into() {
+                        Sector::Lost => {}
+                        Sector::Kept => file.keep(&mut words, sector),
+                        Sector::Torn(count) => file.keep_words(&mut words, sector, count),
+                    }
                 }
             }
             let live = words.iter().map(|word| AtomicU64::new(*word)).collect();
             let durable = Durable { words, written: BTreeSet::new(), mapped_words: 0 };
             Arc::new(MemFile { live, durable: Mutex::new(durable) })
         };
-        let files = files.iter().map(|(id, file)| (*id, cut(file, &mut keeps))).collect();
+        let files = files.iter().map(|(id, file)| (*id, cut(file))).collect();
         let aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Self {
             files: Arc::new(Mutex::new(files)),
             aside: Arc::new(Mutex::new(aside)),
             trouble: Arc::default(),
+            refuses_locks: self.refuses_locks.clone(),
         }
+    }
+
+    /// Mappings from now on are such as the system could not lock in memory.
+    pub fn refuse_locks(&self) {
+        // Relaxed: nothing else is published with it.
+        self.refuses_locks.store(true, Ordering::Relaxed);
     }
 
     /// Takes a segment away, as an operator's mistake would.
@@ -233,11 +291,7 @@ impl Medium for MemMedium {
         self.call()?;
         let found = file.range(offset, buffer.len());
         let (words, skip) = found.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut octets = Vec::with_capacity(words.len() * 8);
-        for word in words {
-            octets.extend(u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes());
-        }
-        buffer.copy_from_slice(&octets[skip..skip + buffer.len()]);
+        buffer.copy_from_slice(&octets_of(words)[skip..skip + buffer.len()]);
         Ok(())
     }
 
@@ -245,9 +299,10 @@ impl Medium for MemMedium {
         self.call()?;
         let found = file.range(offset, octets.len());
         let (words, skip) = found.ok_or(io::ErrorKind::StorageFull)?;
-        let mut image = Vec::with_capacity(words.len() * 8);
-        for word in words {
-            image.extend(u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes());
+        // Only the words at the ends keep some of their octets.
+        let mut image = vec![0; words.len() * 8];
+        for at in [0, words.len().saturating_sub(1)].into_iter().filter(|at| *at < words.len()) {
+            image[at * 8..at * 8 + 8].copy_from_slice(&octets_of(&words[at..=at]));
         }
         image[skip..skip + octets.len()].copy_from_slice(octets);
         let (chunks, _) = image.as_chunks::<8>();
@@ -267,6 +322,17 @@ impl Medium for MemMedium {
     fn map(&self, file: &Self::File, octets: u64) -> io::Result<Mapping> {
         self.call()?;
         file.durable().mapped_words = usize::try_from(octets / 8).unwrap_or(usize::MAX);
-        Ok(Mapping::of_memory(file.live.clone()))
+        let is_locked = !self.refuses_locks.load(Ordering::Relaxed);
+        Ok(Mapping::of_memory(file.live.clone(), is_locked))
     }
+}
+
+/// The octets of words of a live image.
+fn octets_of(words: &[AtomicU64]) -> Vec<u8> {
+    let mut octets = vec![0; words.len() * 8];
+    let (chunks, _) = octets.as_chunks_mut::<8>();
+    for (chunk, word) in chunks.iter_mut().zip(words) {
+        *chunk = u64::from_le(word.load(Ordering::Relaxed)).to_le_bytes();
+    }
+    octets
 }

@@ -344,6 +344,8 @@ pub struct Queue {
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
     commit: Option<batch::Commit>,
+    /// What the last commit has written: its buffer is used again.
+    gathered: Option<Arc<Body>>,
     forward: Option<forward::Forward>,
     /// Messages that are read for their copy.
     reads: HashMap<EffectId, forward::Move>,
@@ -366,6 +368,8 @@ pub struct Queue {
     now: Mono,
     last_id: u64,
     last_segment_number: u32,
+    /// Entries found in flight, and what their words become: segment, slot, word.
+    flights: Vec<(usize, u32, format::StateWord)>,
     counts: Counts,
 }
 

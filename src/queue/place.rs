@@ -25,9 +25,10 @@ const _: () = assert!(OUTCOME_AT as u64 == format::OUTCOME_OFFSET);
 const _: () = assert!(STATE_AT as u64 == format::STATE_OFFSET);
 
 impl Queue {
-    pub(super) fn gather(&self, active: usize) -> Gather {
-        let segment = &self.segments[active];
+    pub(super) fn gather(&mut self, active: usize) -> Gather {
         let expected = self.pending_octets.min(COMMIT_OCTETS_MAX);
+        let buffer = self.take_buffer(usize::try_from(expected).unwrap_or(0));
+        let segment = &self.segments[active];
         Gather {
             commit: Commit {
                 segment: active,
@@ -42,10 +43,20 @@ impl Queue {
                 failed: false,
             },
             chunks: Vec::new(),
-            buffer: Vec::with_capacity(usize::try_from(expected).unwrap_or(0)),
+            buffer,
             at: segment.next_body,
             extent_writes: Vec::new(),
         }
+    }
+
+    /// The buffer of the commit before, if its write is over: megabytes of fresh memory for each
+    /// commit would cost a page fault for every 4 KiB.
+    fn take_buffer(&mut self, octets: usize) -> Vec<u8> {
+        let used = self.gathered.take().and_then(|body| Arc::try_unwrap(body).ok());
+        let mut buffer = used.map_or_else(Vec::new, |body| body.bytes);
+        buffer.clear();
+        buffer.reserve(octets);
+        buffer
     }
 
     /// Gives a message its place in the commit: octets to write, slots to store.

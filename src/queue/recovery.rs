@@ -6,25 +6,37 @@
 //!
 //! | label | what is found | what is done |
 //! |---|---|---|
+//! | `copied` | the spool stands elsewhere than before: moved, copied or restored | ids go on far from those of the original, Warning |
+//! | `adopted` | the directory of a shard that is gone | read by a shard that is here |
 //! | `foreign` | a file that is no segment, or a segment of another spool | left alone, Warning |
 //! | `duplicate` | a segment whose id is not its name: a copy | set aside, Warning |
 //! | `missing` | a number below the last one without a segment | Warning |
 //! | `future-version` | a header of a newer program | left alone, Warning |
+//! | `older-generation` | a header older than its table, which holds slots of a later use | set aside, Warning |
 //! | `truncated` | a file shorter than its header says, or empty | set aside, Warning |
 //! | `unreadable` | no good header copy | set aside, Warning |
 //! | `unreadable` | an error of the medium | left alone, Warning |
 //! | `unlocked` | tables that the system does not lock in memory | one Warning |
-//! | `torn-group` | entries without their message slot behind the durable point | never answered: dropped, counted |
+//! | `torn-group` | entries without their message slot, or without their words, behind the durable point | never answered: dropped, counted, one Warning a segment |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |
-//! | `damage` | a slot, a group or a state word before the point that is not what was written | held, listed, alarm |
+//! | `damaged-slot` | slots before the point that cannot be read | counted, the segment is kept as it is, one Warning a segment |
+//! | `damaged-group` | entries before the point that do not hold together with their message | held, listed |
+//! | `damaged-word` | a state word before the point that is not what was stored | held, listed: it may have been delivered, or not |
+//! | `lost-extents` | a message whose body stood in extents that are not there any more | held, listed |
+//! | `held` | a recipient that was held before | held still, listed |
 //! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one | marked as moved |
 //! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
 //! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
 //!
 //! Directories of shards that are gone are read by those that are here, and emptied (`adopt`).
 //!
-//! A slot of an older generation and an empty slot are nothing at all. Behind the durable point
-//! all octets are verified; before it bodies are not read.
+//! A slot of an older generation and an empty slot are nothing at all: the ordinary rest of a
+//! segment in use. Behind the durable point all octets are verified; before it bodies are not
+//! read.
+//!
+//! A start that dies in the middle is met by the next one like any other crash, with the same
+//! outcome. For that the marks in flight stay on disk until [`Queue::end_flights`]: what is
+//! uncertain must stand in the log before nothing on disk says so any more.
 //!
 //! Diagnostics: an error only when no segment can be used for new mail or ids.
 
@@ -35,23 +47,30 @@ use std::sync::atomic::Ordering;
 use hashbrown::HashMap;
 
 use super::format::{
-    self, Entry, ExtentPlace, Geometry, Header, HeaderFault, MessageSlot, NameKind, SegmentId,
-    SegmentKind, Slot, State, StateWord,
+    self, ExtentPlace, Geometry, Header, NameKind, SegmentId, SegmentKind, Slot, SlotOctets,
+    TablePlace,
 };
 use super::live::{Name, Segment};
 use super::report::{Options, Recovered, RecoveryCase};
-use super::scan::{Found, Scan};
+use super::scan::Scan;
 use super::segment::Medium;
 use super::{Counts, Ids, Queue};
 use crate::limits;
-use crate::mail::{Domain, Handle, Mid, Mono, Now, Rid, Wall};
+use crate::mail::{Domain, Mid, Mono, Now, Rid};
 
 mod adopt;
 mod copies;
+mod files;
+mod groups;
 mod verify;
+
+use files::Refused;
 
 /// Id blocks reserved at a start: one in use and one in reserve for each kind.
 const START_BLOCKS: usize = 6;
+
+/// Slots of a table that are read at a time: 1 MiB.
+const PIECE_SLOTS: u32 = 8192;
 
 /// An opened queue, its files by segment for the executor, and what was found.
 pub struct Opened<F> {
@@ -61,18 +80,6 @@ pub struct Opened<F> {
     pub files: Vec<(SegmentId, F)>,
     /// What was found.
     pub recovered: Recovered,
-}
-
-/// Why a segment is not used.
-struct Refused {
-    case: RecoveryCase,
-    what: String,
-    /// It never can be.
-    is_damaged: bool,
-}
-
-fn refused(case: RecoveryCase, what: String) -> Refused {
-    Refused { case, what, is_damaged: true }
 }
 
 /// A start under way.
@@ -87,6 +94,10 @@ struct Opening<'a, M: Medium> {
     copies: Vec<(usize, u32, u32)>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
+    /// Directories with a segment that could not be read, this time.
+    unread: BTreeSet<u8>,
+    /// Takes what is read.
+    buffer: Vec<u8>,
     mid_max: u64,
 }
 
@@ -105,16 +116,19 @@ impl Queue {
             now,
             copies: Vec::new(),
             large: Vec::new(),
+            unread: BTreeSet::new(),
+            buffer: Vec::new(),
             mid_max: 0,
         };
         opening.open_segments()?;
         for segment in 0..opening.queue.segments.len() {
             if opening.queue.segments[segment].header.kind == SegmentKind::Messages {
-                opening.read_table(segment)?;
+                opening.read_table(segment);
             }
         }
         opening.supersede();
         opening.sync_all();
+        opening.buffer = Vec::new();
         opening.derive_extents();
         opening.choose_active()?;
         opening.reserve_ids()?;
@@ -141,6 +155,7 @@ impl Queue {
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,
             commit: None,
+            gathered: None,
             forward: None,
             reads: HashMap::new(),
             moves: std::collections::VecDeque::new(),
@@ -157,130 +172,95 @@ impl Queue {
             now,
             last_id: 0,
             last_segment_number: 0,
+            flights: Vec::new(),
             counts: Counts::default(),
         }
     }
 }
 
 impl<M: Medium> Opening<'_, M> {
-    fn open_segments(&mut self) -> io::Result<()> {
-        for directory in self.queue.options.directories.clone() {
-            let (segments, others) = self.medium.list(directory)?;
-            let mut present: BTreeSet<u32> = segments.iter().map(|s| s.number()).collect();
-            for name in others {
-                // What a making left that did not come to its end; it holds no mail.
-                if let Some(unfinished) = name.strip_suffix(".new") {
-                    present.extend(u32::from_str_radix(unfinished, 16));
-                } else {
-                    let text = format!("shard-{directory:02}/{name}: not a segment, left alone");
-                    self.recovered.note(RecoveryCase::Foreign, text);
-                }
-            }
-            for segment in segments {
-                if directory == self.queue.options.shard.0 {
-                    let last = &mut self.queue.last_segment_number;
-                    *last = (*last).max(segment.number());
-                }
-                if let Err(refused) = self.open_segment(segment) {
-                    self.refuse(segment, &refused);
-                }
-            }
-            for segment in self.medium.list_aside(directory)? {
-                if directory == self.queue.options.shard.0 {
-                    let last = &mut self.queue.last_segment_number;
-                    *last = (*last).max(segment.number());
-                }
-                present.insert(segment.number());
-            }
-            let last = present.last().copied().unwrap_or(0);
-            for number in (1..last).filter(|number| !present.contains(number)) {
-                let text = format!("{}: it is not there", label(SegmentId::new(directory, number)));
-                self.recovered.note(RecoveryCase::Missing, text);
-            }
-        }
-        Ok(())
-    }
-
-    /// Says why a segment is not used, and sets it aside when it never can be.
-    fn refuse(&mut self, segment: SegmentId, refused: &Refused) {
-        let (case, what) = (refused.case, &refused.what);
-        let aside = refused.is_damaged && self.medium.set_aside(segment).is_ok();
-        let done = if aside { "moved to the folder damaged" } else { "left alone" };
-        self.recovered.note(case, format!("{}: {what}, {done}", label(segment)));
-    }
-
-    fn open_segment(&mut self, segment: SegmentId) -> Result<(), Refused> {
-        let unreadable = |error: io::Error| Refused {
-            is_damaged: false,
-            ..refused(RecoveryCase::Unreadable, error.to_string())
-        };
-        let file = self.medium.open(segment).map_err(unreadable)?;
-        let octets = self.medium.octets(&file).map_err(unreadable)?;
-        if octets < format::HEADERS_END {
-            return Err(refused(RecoveryCase::Truncated, format!("only {octets} octets")));
-        }
-        let mut head = vec![0; usize::try_from(format::HEADERS_END).unwrap_or(0)];
-        self.medium.read_at(&file, 0, &mut head).map_err(unreadable)?;
-        let (first, second) = head.split_at(head.len() / 2);
-        let header = Header::choose(first, second).map_err(|fault| match fault {
-            HeaderFault::Unreadable => {
-                refused(RecoveryCase::Unreadable, "no good header".to_owned())
-            }
-            HeaderFault::FutureVersion(version) => {
-                let what = format!("format version {version}");
-                Refused { is_damaged: false, ..refused(RecoveryCase::FutureVersion, what) }
-            }
-        })?;
-        if header.spool != self.queue.options.spool {
-            let what = "belongs to another spool".to_owned();
-            return Err(Refused { is_damaged: false, ..refused(RecoveryCase::Foreign, what) });
-        }
-        if header.segment != segment {
-            let what = format!("is a copy of {}", label(header.segment));
-            return Err(refused(RecoveryCase::Duplicate, what));
-        }
-        if octets < header.octets {
-            let what = format!("{octets} of {} octets", header.octets);
-            return Err(refused(RecoveryCase::Truncated, what));
-        }
-        let map_octets = Geometry::of(header.kind, header.octets).body_offset;
-        let map = self.medium.map(&file, map_octets).map_err(unreadable)?;
-        self.queue.segments.push(Segment::new(header, map));
-        self.files.push(file);
-        Ok(())
-    }
-
     /// Reads the table of a segment, by reads: an error is then an error and not a signal.
-    fn read_table(&mut self, segment: usize) -> io::Result<()> {
-        let geometry = self.queue.segments[segment].geometry;
-        let mut octets = vec![0; usize::try_from(geometry.body_offset).unwrap_or(0)];
-        let read = self.medium.read_at(&self.files[segment], 0, &mut octets);
-        if let Err(error) = read {
-            self.queue.segments[segment].poisoned = true;
-            let text = format!("{}: {error}", self.label(segment));
-            self.recovered.note(RecoveryCase::Unreadable, text);
-            return Ok(());
+    fn read_table(&mut self, segment: usize) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.read_pieces(segment, &mut buffer);
+        self.buffer = buffer;
+        match read {
+            Ok(Some(scan)) => {
+                self.sum_up(segment, &scan);
+                let live = &mut self.queue.segments[segment];
+                live.appendable = !scan.unclean;
+                live.next_slot = scan.clean_end();
+                live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
+                live.next_body = live.next_body.min(live.geometry.octets);
+            }
+            Ok(None) => self.queue.segments[segment].poisoned = true,
+            Err(error) => {
+                // What was read before the error is good; what comes behind it waits for a start
+                // that can read it.
+                self.queue.segments[segment].poisoned = true;
+                let text = format!("{}: {error}", self.label(segment));
+                self.recovered.note(RecoveryCase::Unreadable, text);
+                self.unread.insert(self.queue.directory_of(segment));
+            }
         }
-        self.read_names(segment, &octets);
-        let table = &octets[usize::try_from(geometry.table_offset).unwrap_or(0)..];
-        let (slots, _) = table.as_chunks::<{ format::SLOT_OCTETS }>();
+    }
+
+    /// Reads names, hosts and the table, a piece at a time, and enters what it finds. `None`: the
+    /// segment is none that can be used.
+    fn read_pieces(&mut self, segment: usize, buffer: &mut Vec<u8>) -> io::Result<Option<Scan>> {
+        let geometry = self.queue.segments[segment].geometry;
+        let names_octets = usize::try_from(geometry.table_offset).unwrap_or(usize::MAX);
+        let piece_octets = PIECE_SLOTS as usize * format::SLOT_OCTETS;
+        buffer.resize(names_octets.max(piece_octets), 0);
+        self.medium.read_at(&self.files[segment], 0, &mut buffer[..names_octets])?;
+        self.read_names(segment, &buffer[..names_octets]);
         let place = self.queue.segments[segment].place;
         let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
-        for (index, octets) in (0..).zip(slots) {
-            let slot = Slot::decode(octets, place, index);
-            for found in scan.take(index, slot) {
-                self.found(segment, found, &mut scan);
+        let mut first = 0;
+        while first < geometry.slots {
+            let end = geometry.slots.min(first + PIECE_SLOTS);
+            let octets = &mut buffer[..(end - first) as usize * format::SLOT_OCTETS];
+            self.medium.read_at(&self.files[segment], geometry.slot_offset(first), octets)?;
+            let (slots, _) = octets.as_chunks::<{ format::SLOT_OCTETS }>();
+            // Each use begins with the first slot.
+            let later = if first == 0 { self.later_use(segment, slots) } else { None };
+            if let Some(later) = later {
+                self.refuse_older(segment, later);
+                return Ok(None);
             }
+            for (index, octets) in (first..).zip(slots) {
+                let slot = Slot::decode(octets, place, index);
+                for found in scan.take(index, slot) {
+                    self.found(segment, found, &mut scan);
+                }
+            }
+            first = end;
         }
         for found in scan.end() {
             self.found(segment, found, &mut scan);
         }
-        let live = &mut self.queue.segments[segment];
-        live.appendable = !scan.unclean;
-        live.next_slot = scan.clean_end();
-        live.next_body = live.next_body.max(scan.body_end).next_multiple_of(8);
-        live.next_body = live.next_body.min(geometry.octets);
-        Ok(())
+        Ok(Some(scan))
+    }
+
+    fn refuse_older(&mut self, segment: usize, later: u32) {
+        let header = self.queue.segments[segment].header;
+        let what = format!("its header says use {}, its table {later}", header.generation);
+        self.refuse(header.segment, &Refused::damaged(RecoveryCase::OlderGeneration, what));
+    }
+
+    /// The generation of a slot that was written in a later use than the header knows of. A
+    /// crash does not leave that: the header of a use is durable before its first slot is stored.
+    fn later_use(&self, segment: usize, slots: &[SlotOctets]) -> Option<u32> {
+        let Header { spool, segment: name, generation, .. } = self.queue.segments[segment].header;
+        (0..).zip(slots).find_map(|(index, octets)| {
+            let later = format::u32_at(octets, 8);
+            if later <= generation {
+                return None;
+            }
+            let seed = format::seed(spool, name, later);
+            let place = TablePlace { seed, generation: later };
+            Slot::decode(octets, place, index).is_ok().then_some(later)
+        })
     }
 
     fn read_names(&mut self, segment: usize, octets: &[u8]) {
@@ -315,163 +295,6 @@ impl<M: Medium> Opening<'_, M> {
                 }
                 at += record;
             }
-        }
-    }
-
-    fn found(&mut self, segment: usize, found: Found, scan: &mut Scan) {
-        match found {
-            Found::Group { message_slot, message, entries, extents } => {
-                let first = message_slot + 1 - message.group_slots();
-                let behind = message_slot >= scan.durable;
-                let live = &self.queue.segments[segment];
-                let named = |index: u16| {
-                    matches!(live.names.get(usize::from(index)), Some(Name::Domain(_)))
-                };
-                if !entries.iter().all(|entry| named(entry.domain)) {
-                    self.broken(segment, first, &entries, behind, scan);
-                    return;
-                }
-                if behind && !self.verify(segment, &message, &entries, &extents) {
-                    scan.spoil(first);
-                    self.recovered.dropped += 1;
-                    let text = format!(
-                        "{}: MID {} had not been answered, dropped",
-                        self.label(segment),
-                        message.mid
-                    );
-                    self.recovered.note(RecoveryCase::TornBody, text);
-                    return;
-                }
-                scan.reach(&message);
-                self.mid_max = self.mid_max.max(message.mid.0);
-                self.accept(segment, first, message_slot, &message, &entries, &extents);
-            }
-            Found::Broken { first, entries, behind } => {
-                self.broken(segment, first, &entries, behind, scan);
-            }
-            Found::BadSlot { index } => {
-                self.recovered.damaged_slots += 1;
-                // Keeps the segment from being used again: somebody may want to look at it.
-                self.queue.segments[segment].live += 1;
-                self.queue.segments[segment].has_damage = true;
-                let text = format!("{}: slot {index} is damaged", self.label(segment));
-                self.recovered.note(RecoveryCase::Damage, text);
-            }
-        }
-    }
-
-    /// Entries whose group does not hold together.
-    fn broken(
-        &mut self,
-        segment: usize,
-        first: u32,
-        entries: &[Entry],
-        behind: bool,
-        scan: &mut Scan,
-    ) {
-        scan.spoil(first);
-        if behind {
-            self.recovered.dropped += 1;
-            let text = format!("{}: slot {first} on, dropped", self.label(segment));
-            self.recovered.note(RecoveryCase::TornGroup, text);
-            return;
-        }
-        let names = self.queue.segments[segment].names.len();
-        for (slot, entry) in (first..).zip(entries) {
-            if usize::from(entry.domain) >= names {
-                self.recovered.damaged_slots += 1;
-                self.queue.segments[segment].live += 1;
-                self.queue.segments[segment].has_damage = true;
-                continue;
-            }
-            let word = self.queue.segments[segment].state(slot);
-            if word.state.is_settled() {
-                continue;
-            }
-            self.hold(segment, slot, entry, word);
-            let message_slot = slot + entry.distance;
-            let mut handles = Vec::new();
-            let one = std::slice::from_ref(entry);
-            self.queue.enter_at(segment, slot, message_slot, one, &mut handles);
-        }
-    }
-
-    fn hold(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
-        let held = StateWord { state: State::Damaged, in_flight: false, ..word };
-        self.queue.segments[segment].store_state(slot, held, self.now.mono);
-        self.queue.counts.damaged += 1;
-        by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
-        let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
-        self.recovered.note(RecoveryCase::Damage, text);
-    }
-
-    fn accept(
-        &mut self,
-        segment: usize,
-        first: u32,
-        message_slot: u32,
-        message: &MessageSlot,
-        entries: &[Entry],
-        extents: &[ExtentPlace],
-    ) {
-        let mut unsettled = false;
-        let has_body = extents.iter().all(|place| self.extent_segment(place).is_some());
-        for (slot, entry) in (first..).zip(entries) {
-            let word = self.queue.segments[segment].state(slot);
-            unsettled |= !word.state.is_settled();
-            match word.state {
-                State::Ready | State::Deferred if !has_body => {
-                    self.hold(segment, slot, entry, word);
-                }
-                State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
-                State::Poison => {
-                    self.queue.counts.poison += 1;
-                    by_message(&mut self.recovered.poison, entry.mid, entry.rid);
-                }
-                State::Damaged => self.hold(segment, slot, entry, word),
-                State::Delivered
-                | State::Bounced
-                | State::Discarded
-                | State::Deleted
-                | State::Moved => {}
-            }
-        }
-        if message.copy > 0 {
-            self.copies.push((segment, first, message.entries));
-        }
-        if unsettled {
-            if !extents.is_empty() {
-                self.large.push((segment, first, message.entries, extents.to_vec()));
-            }
-            let mut handles: Vec<Handle> = Vec::new();
-            self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
-        }
-    }
-
-    fn found_pending(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
-        let latest = Wall(self.now.wall.0.saturating_add(self.queue.options.retry_ms_max));
-        let mut next = StateWord { next_attempt: word.next_attempt.min(latest), ..word };
-        let counts = &mut self.queue.counts;
-        if word.in_flight {
-            next.in_flight = false;
-            next.crashes = word.crashes.saturating_add(1);
-            if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
-                next.state = State::Poison;
-                counts.poison += 1;
-                by_message(&mut self.recovered.poison, entry.mid, entry.rid);
-                let text = format!("MID {} RID {} held", entry.mid, entry.rid);
-                self.recovered.note(RecoveryCase::Poison, text);
-            } else {
-                counts.pending += 1;
-                by_message(&mut self.recovered.uncertain, entry.mid, entry.rid);
-                let text = format!("MID {} RID {} uncertain", entry.mid, entry.rid);
-                self.recovered.note(RecoveryCase::InFlight, text);
-            }
-        } else {
-            counts.pending += 1;
-        }
-        if next != word {
-            self.queue.segments[segment].store_state(slot, next, self.now.mono);
         }
     }
 

@@ -34,47 +34,56 @@ pub struct Options {
     pub next_block: Arc<AtomicU64>,
     /// Stored times further ahead than this are brought back to it: the clock was wrong.
     pub retry_ms_max: u64,
+    /// The spool stands elsewhere than at the start before.
+    pub is_copy: bool,
 }
 
-/// The case of a finding; see the table of [`super::recovery`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[expect(missing_docs, reason = "the table of `recovery` says what each is")]
-pub enum RecoveryCase {
-    Foreign,
-    Duplicate,
-    Missing,
-    Unlocked,
-    FutureVersion,
-    Truncated,
-    Unreadable,
-    TornGroup,
-    TornBody,
-    Damage,
-    Superseded,
-    InFlight,
-    Poison,
-}
-
-impl RecoveryCase {
-    /// The label, as the log shows it.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Foreign => "foreign",
-            Self::Duplicate => "duplicate",
-            Self::Missing => "missing",
-            Self::Unlocked => "unlocked",
-            Self::FutureVersion => "future-version",
-            Self::Truncated => "truncated",
-            Self::Unreadable => "unreadable",
-            Self::TornGroup => "torn-group",
-            Self::TornBody => "torn-body",
-            Self::Damage => "damage",
-            Self::Superseded => "superseded",
-            Self::InFlight => "in-flight",
-            Self::Poison => "poison",
+/// The cases, by name and label.
+macro_rules! cases {
+    ($($name:ident $label:literal,)*) => {
+        /// The case of a finding; see the table of [`super::recovery`].
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[expect(missing_docs, reason = "the table of `recovery` says what each is")]
+        pub enum RecoveryCase {
+            $($name,)*
         }
-    }
+
+        impl RecoveryCase {
+            /// All of them, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The label, as the log shows it.
+            #[must_use]
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+        }
+    };
+}
+
+cases! {
+    Copied "copied",
+    Adopted "adopted",
+    Foreign "foreign",
+    Duplicate "duplicate",
+    Missing "missing",
+    FutureVersion "future-version",
+    OlderGeneration "older-generation",
+    Truncated "truncated",
+    Unreadable "unreadable",
+    Unlocked "unlocked",
+    TornGroup "torn-group",
+    TornBody "torn-body",
+    DamagedSlot "damaged-slot",
+    DamagedGroup "damaged-group",
+    DamagedWord "damaged-word",
+    LostExtents "lost-extents",
+    Held "held",
+    Superseded "superseded",
+    InFlight "in-flight",
+    Poison "poison",
 }
 
 /// One line for the log.
@@ -91,17 +100,23 @@ impl RecoveryNote {
     #[must_use]
     pub fn is_trouble(&self) -> bool {
         match self.case {
-            RecoveryCase::Superseded | RecoveryCase::InFlight => false,
-            RecoveryCase::Foreign
+            RecoveryCase::Superseded | RecoveryCase::InFlight | RecoveryCase::Adopted => false,
+            RecoveryCase::Copied
+            | RecoveryCase::Foreign
             | RecoveryCase::Duplicate
             | RecoveryCase::Missing
-            | RecoveryCase::Unlocked
             | RecoveryCase::FutureVersion
+            | RecoveryCase::OlderGeneration
             | RecoveryCase::Truncated
             | RecoveryCase::Unreadable
+            | RecoveryCase::Unlocked
             | RecoveryCase::TornGroup
             | RecoveryCase::TornBody
-            | RecoveryCase::Damage
+            | RecoveryCase::DamagedSlot
+            | RecoveryCase::DamagedGroup
+            | RecoveryCase::DamagedWord
+            | RecoveryCase::LostExtents
+            | RecoveryCase::Held
             | RecoveryCase::Poison => true,
         }
     }

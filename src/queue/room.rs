@@ -226,6 +226,11 @@ impl Queue {
         }
     }
 
+    /// The shard directory of a segment.
+    pub(super) fn directory_of(&self, segment: usize) -> u8 {
+        self.segments[segment].header.segment.directory()
+    }
+
     pub(super) fn make(&mut self, kind: SegmentKind) {
         let under_way = self.making.iter().any(|(making, _)| *making == kind);
         let paused = self.make_failing.is_some_and(|until| self.now < until);
@@ -311,13 +316,14 @@ impl Queue {
 
     pub(super) fn free_if_empty(&mut self, segment: usize) {
         let live = &self.segments[segment];
-        let idle = !live.appendable && !live.syncing && !live.poisoned && !live.is_remade;
+        let idle = !live.appendable && !live.syncing && !live.poisoned && !live.has_damage;
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
         let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
-        let messages = live.header.kind == SegmentKind::Messages;
+        let messages = live.header.kind == SegmentKind::Messages && !live.is_remade;
         // One of a shard that is gone is not used again: it may be back at the next start.
         let own = live.header.segment.directory() == self.options.shard.0;
-        if own && idle && empty && settled && messages && !self.free.contains(&segment) {
+        let known = || self.free.contains(&segment) || self.is_being_moved(segment);
+        if own && idle && empty && settled && messages && !known() {
             self.free.push(segment);
         }
     }

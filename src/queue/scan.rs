@@ -17,7 +17,7 @@ pub(super) enum Found {
     /// Entries without a message slot that fits.
     Broken { first: u32, entries: Vec<Entry>, behind: bool },
     /// A slot before the durable point that cannot be read.
-    BadSlot { index: u32 },
+    BadSlot,
 }
 
 /// The scan of one table, slot by slot.
@@ -35,6 +35,11 @@ pub(super) struct Scan {
     spoiled: Option<u32>,
     /// Something stands behind the clean part: no more appends.
     pub(super) unclean: bool,
+    /// Groups behind the durable point that do not hold together, and such with wrong octets.
+    pub(super) torn_groups: u64,
+    pub(super) torn_bodies: u64,
+    /// Slots before it that cannot be read.
+    pub(super) bad_slots: u64,
 }
 
 impl Scan {
@@ -49,6 +54,9 @@ impl Scan {
             body_end: 0,
             spoiled: None,
             unclean: false,
+            torn_groups: 0,
+            torn_bodies: 0,
+            bad_slots: 0,
         }
     }
 
@@ -82,7 +90,7 @@ impl Scan {
                 let mut found = if open { self.close() } else { Vec::new() };
                 if index < self.durable {
                     self.spoil(index);
-                    found.push(Found::BadSlot { index });
+                    found.push(Found::BadSlot);
                 } else if fault == SlotFault::Bad {
                     self.spoil(index);
                 }

@@ -128,8 +128,8 @@ impl Mapping {
 
     /// A mapping of memory: what a simulated medium hands out.
     #[must_use]
-    pub fn of_memory(words: Arc<[AtomicU64]>) -> Self {
-        Self { backing: Backing::Memory(words), is_locked: true }
+    pub fn of_memory(words: Arc<[AtomicU64]>, is_locked: bool) -> Self {
+        Self { backing: Backing::Memory(words), is_locked }
     }
 
     /// Is it kept in memory whatever happens?

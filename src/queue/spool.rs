@@ -4,15 +4,20 @@
 //! directory. Never: segments' contents (of their headers only the id blocks).
 //!
 //! Spool file, little-endian, 64 octets: 0 magic `RPSPOOL\0`, 8 u32 version, 12 u32 shards, 16
-//! spool id, 32 u64 segment octets, 60 u32 checksum of 0..60. Replaced by rename when the number
-//! of shards changes; the rest never changes.
+//! spool id, 32 u64 segment octets, 40 u64 inode of the spool directory (0: not noted), 48 u64
+//! first id block, 60 u32 checksum of 0..60. Replaced by rename when the number of shards or the
+//! inode changes; id and segment octets never change.
+//!
+//! Another inode tells that the spool was moved, copied or restored from a backup. The original
+//! may run on, or may have run on since: so that no id is used twice, the blocks go on at a random
+//! distance from here.
 //!
 //! Diagnostics: [`SpoolError`], each with what to do.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -85,6 +90,7 @@ pub struct Spool {
     shards: u8,
     octets_max: u64,
     free_octets_min: u64,
+    is_copy: bool,
     directories: Vec<u8>,
     next_block: Arc<AtomicU64>,
     _lock: File,
@@ -105,22 +111,25 @@ impl Spool {
         let total = space.f_blocks.saturating_mul(space.f_frsize);
         let free_octets_min = settings.free_octets_min.unwrap_or(total / 50);
         let octets_max = settings.octets_max.min(total.saturating_sub(free_octets_min));
+        let directories = directories(&path).map_err(io)?;
+        let largest = largest_block(&path, &directories).map_err(io)?;
         let fresh = SpoolFile {
             id: SpoolId([0; 16]),
             shards,
             segment_octets: segment_octets(octets_max, shards),
+            inode: std::fs::metadata(&path).map_err(io)?.ino(),
+            first_block: largest + 1,
         };
-        let file = spool_file(&path, fresh)?;
-        let directories = directories(&path).map_err(io)?;
-        let largest = largest_block(&path, &directories).map_err(io)?;
+        let (file, is_copy) = spool_file(&path, fresh)?;
         Ok(Self {
             id: file.id,
             segment_octets: file.segment_octets,
             shards,
             octets_max,
             free_octets_min,
+            is_copy,
             directories,
-            next_block: Arc::new(AtomicU64::new(largest + 1)),
+            next_block: Arc::new(AtomicU64::new(file.first_block.max(largest + 1))),
             path,
             _lock: lock,
         })
@@ -151,6 +160,7 @@ impl Spool {
             directories,
             next_block: self.next_block.clone(),
             retry_ms_max,
+            is_copy: self.is_copy,
         }
     }
 }
@@ -160,6 +170,8 @@ struct SpoolFile {
     id: SpoolId,
     shards: u8,
     segment_octets: u64,
+    inode: u64,
+    first_block: u64,
 }
 
 impl SpoolFile {
@@ -170,6 +182,8 @@ impl SpoolFile {
         out[12..16].copy_from_slice(&u32::from(self.shards).to_le_bytes());
         out[16..32].copy_from_slice(&self.id.0);
         out[32..40].copy_from_slice(&self.segment_octets.to_le_bytes());
+        out[40..48].copy_from_slice(&self.inode.to_le_bytes());
+        out[48..56].copy_from_slice(&self.first_block.to_le_bytes());
         let checksum = crc32c::crc32c(&out[..CHECKSUM_OFFSET]);
         out[CHECKSUM_OFFSET..].copy_from_slice(&checksum.to_le_bytes());
         out
@@ -181,6 +195,7 @@ impl SpoolFile {
         let four = |at: usize| {
             u32::from_le_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
         };
+        let eight = |at: usize| u64::from(four(at)) | u64::from(four(at + 4)) << 32;
         if &octets[..8] != MAGIC || four(CHECKSUM_OFFSET) != crc32c::crc32c(&octets[..60]) {
             return Err(damaged());
         }
@@ -192,7 +207,9 @@ impl SpoolFile {
         Ok(Self {
             id: SpoolId(id),
             shards: u8::try_from(four(12)).map_err(|_| damaged())?,
-            segment_octets: u64::from(four(32)) | u64::from(four(36)) << 32,
+            segment_octets: eight(32),
+            inode: eight(40),
+            first_block: eight(48),
         })
     }
 }
@@ -225,32 +242,44 @@ fn lock(path: &Path) -> Result<File, SpoolError> {
     Ok(file)
 }
 
-/// Reads the spool file; writes it when there is none yet, or when the shards changed.
-fn spool_file(path: &Path, fresh: SpoolFile) -> Result<SpoolFile, SpoolError> {
+/// Reads the spool file; writes it when there is none yet, or when shards or inode changed. Also
+/// tells whether the spool is a copy.
+fn spool_file(path: &Path, fresh: SpoolFile) -> Result<(SpoolFile, bool), SpoolError> {
     let name = path.join("spool");
     let io = |error| SpoolError::Io(name.clone(), error);
+    let mut is_copy = false;
     let file = match std::fs::read(&name) {
         Ok(octets) => {
             let found = SpoolFile::decode(&octets, &name)?;
-            if found.shards == fresh.shards {
-                return Ok(found);
+            if (found.shards, found.inode) == (fresh.shards, fresh.inode) {
+                return Ok((found, false));
             }
-            SpoolFile { shards: fresh.shards, ..found }
+            let SpoolFile { shards, inode, .. } = fresh;
+            is_copy = found.inode != 0 && found.inode != inode;
+            let mut first_block = found.first_block.max(fresh.first_block);
+            if is_copy {
+                let [a, b, c] = random().map_err(io)?;
+                first_block += u64::from(u32::from_le_bytes([a, b, c, 1]));
+            }
+            SpoolFile { shards, inode, first_block, ..found }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // Segments without a spool file: a new id would make all their mail foreign.
             if !directories(path).map_err(io)?.is_empty() {
                 return Err(SpoolError::Damaged(name));
             }
-            let mut id = [0; 16];
-            let random = File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut id));
-            random.map_err(io)?;
-            SpoolFile { id: SpoolId(id), ..fresh }
+            SpoolFile { id: SpoolId(random().map_err(io)?), ..fresh }
         }
         Err(error) => return Err(io(error)),
     };
     replace(path, &name, &file.encode()).map_err(io)?;
-    Ok(file)
+    Ok((file, is_copy))
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut octets = [0; N];
+    File::open("/dev/urandom")?.read_exact(&mut octets)?;
+    Ok(octets)
 }
 
 fn replace(directory: &Path, name: &Path, octets: &[u8]) -> io::Result<()> {

@@ -18,6 +18,7 @@ mod adopt;
 mod early;
 mod forward;
 mod inspect;
+mod recovery;
 mod room;
 
 const MIB: u64 = 1 << 20;
@@ -33,6 +34,7 @@ fn options(octets_max: u64) -> Options {
         directories: vec![0],
         next_block: Arc::new(AtomicU64::new(1)),
         retry_ms_max: 3_600_000,
+        is_copy: false,
     }
 }
 
@@ -63,13 +65,29 @@ struct Rig<M: Medium> {
 
 impl<M: Medium> Rig<M> {
     fn open(medium: M, options: Options) -> Self {
+        let mut rig = Self::open_untold(medium, options);
+        rig.queue.end_flights();
+        rig
+    }
+
+    /// A start that has not written its log yet.
+    fn open_untold(medium: M, options: Options) -> Self {
         let now = Now::default().plus_ms(1_000_000);
         let Opened { queue, files, recovered } = Queue::open(&medium, options, now).unwrap();
-        let files = files.into_iter().collect();
+        Self::with(medium, queue, files, recovered)
+    }
+
+    fn with(
+        medium: M,
+        queue: Queue,
+        files: Vec<(SegmentId, M::File)>,
+        recovered: Recovered,
+    ) -> Self {
+        let now = Now::default().plus_ms(1_000_000);
         Self {
             medium,
             queue,
-            files,
+            files: files.into_iter().collect(),
             recovered,
             effects: 0,
             killed_at: usize::MAX,
@@ -177,7 +195,7 @@ impl<M: Medium> Rig<M> {
     fn read(&mut self, handle: Handle) -> Result<StoredMessage, Damaged> {
         let gone = Damaged { held: vec![], what: "plan", moved: false };
         let plan = self.queue.read_plan(handle).ok_or(gone)?;
-        let octets = self.read_pieces(&plan).unwrap();
+        let octets = self.read_pieces(&plan).unwrap_or_default();
         self.queue.parse(handle, &plan, octets)
     }
 
@@ -185,7 +203,8 @@ impl<M: Medium> Rig<M> {
         let mut octets = Vec::new();
         for piece in &plan.pieces {
             let mut part = vec![0; usize::try_from(piece.octets).unwrap()];
-            self.medium.read_at(&self.files[&piece.segment], piece.offset, &mut part)?;
+            let file = self.files.get(&piece.segment).ok_or(io::ErrorKind::NotFound)?;
+            self.medium.read_at(file, piece.offset, &mut part)?;
             octets.extend(part);
         }
         Ok(octets)

@@ -23,6 +23,16 @@ pub struct Change {
 const NOT_APPLIED: Change = Change { applied: false, handle_gone: false, message_gone: false };
 
 impl Queue {
+    /// Ends the flights that the start has found, each counted as a crash: call it once what
+    /// [`super::Recovered::uncertain`] says stands in the log, and before any delivery. Were it
+    /// done earlier, a second crash could leave a delivery that is repeated and was never called
+    /// uncertain.
+    pub fn end_flights(&mut self) {
+        for (segment, slot, word) in std::mem::take(&mut self.flights) {
+            self.segments[segment].store_state(slot, word, self.now);
+        }
+    }
+
     /// Marks recipients as in flight: before the first octet of the body is sent. Gives those
     /// that were marked: pending, and not in flight yet.
     #[must_use]

@@ -290,6 +290,10 @@ impl Shard {
                 if note.is_trouble() { log.warning(now, &text) } else { log.info(now, &text) }
             });
         }
+        if recovered.notes_lost > 0 {
+            let text = format!("queue: {} more findings like these", recovered.notes_lost);
+            self.log(|log, now| log.warning(now, &text));
+        }
         for (mid, rids) in &recovered.uncertain {
             counters.uncertain.add(rids.len() as u64);
             self.log(|log, now| log.possible_delivery(now, crate::mail::Dcid(0), *mid, rids));
@@ -308,6 +312,9 @@ impl Shard {
         listeners: Vec<(usize, BoundListener)>,
         ready: &mpsc::Sender<Result<(), String>>,
     ) {
+        let log_file = self.begin_log().await;
+        // What was found in flight stands in the log now.
+        self.queue.borrow_mut().end_flights();
         let mut open = Vec::new();
         for (number, bound) in listeners {
             match bound.open(self.backend) {
@@ -317,7 +324,7 @@ impl Shard {
         }
         io::spawn(self.clone().run_commits());
         io::spawn(self.clone().run_hold_back());
-        io::spawn(self.clone().run_log());
+        io::spawn(self.clone().run_log(log_file));
         io::spawn(self.clone().run_ticks());
         io::spawn(self.clone().run_doorbell());
         io::spawn(self.clone().run_feed());

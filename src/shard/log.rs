@@ -21,11 +21,17 @@ const FLUSH: Duration = Duration::from_millis(50);
 const REOPEN: Duration = Duration::from_secs(1);
 
 impl Shard {
-    /// Writes the log until the shard ends.
-    pub(super) async fn run_log(self: Rc<Self>) {
-        let mut generation = self.shared.log_generation();
-        let mut file = self.open_log();
+    /// Opens the log and writes what the start had to say.
+    pub(super) async fn begin_log(&self) -> Option<File> {
+        let file = self.open_log();
         self.begin_log_file();
+        self.flush_log(file.as_ref()).await;
+        file
+    }
+
+    /// Writes the log until the shard ends.
+    pub(super) async fn run_log(self: Rc<Self>, mut file: Option<File>) {
+        let mut generation = self.shared.log_generation();
         loop {
             let asked = self.shared.log_generation();
             if asked != generation {

@@ -159,21 +159,33 @@ impl Engine {
         self.launch_through(Command::new(program()));
     }
 
-    /// Starts the process by `command`, which is given the arguments of `serve`.
-    pub fn launch_through(&mut self, mut command: Command) {
+    fn spawn(&self, mut command: Command) -> Child {
         assert!(self.child.is_none(), "the engine already runs");
         if self.refused {
             seccomp::refuse_io_uring(&mut command);
         }
         let stderr = fs::File::create(self.path("stderr")).unwrap();
-        let mut child = command
+        command
             .args(["serve", "--config"])
             .arg(self.path("ringpost.toml"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(stderr)
             .spawn()
-            .unwrap();
+            .unwrap()
+    }
+
+    /// Starts the process on the same spool and kills it after that long, wherever it is then.
+    pub fn launch_and_kill(&mut self, after: Duration) {
+        let mut child = self.spawn(Command::new(program()));
+        std::thread::sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts the process by `command`, which is given the arguments of `serve`.
+    pub fn launch_through(&mut self, command: Command) {
+        let mut child = self.spawn(command);
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         self.child = Some(child);
         let (mut smtp, mut admin) = (None, None);

@@ -62,6 +62,7 @@ fn look(medium: &MemMedium) -> BTreeMap<(u64, u32), String> {
     let Ok(Opened { mut queue, files, .. }) = Queue::open(medium, options, Now::default()) else {
         return BTreeMap::new();
     };
+    queue.end_flights();
     let mut handles = Vec::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {

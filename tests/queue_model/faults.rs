@@ -3,20 +3,24 @@
 use super::model;
 use super::rig::{MIB, Rig};
 
-/// Appends, commits, recycling and copying forward, with a crash at the end of each life.
+/// Appends, commits, recycling and copying forward, one failure or all from it on, with a crash
+/// at the end of each life.
 #[test]
 fn whatever_effect_fails_nothing_answered_is_lost() {
-    let mut effect = 0;
-    while model::live_failing(effect) {
-        effect += 1;
+    let (seed, ..) = model::eventful();
+    for for_ever in [false, true] {
+        let mut effect = 0;
+        while model::live_failing(seed, effect, for_ever) {
+            effect += 1;
+        }
+        assert!(effect > 60, "only {effect} effects: the life is too short");
     }
-    assert!(effect > 60, "only {effect} effects: the life is too short");
 }
 
 /// A call of the medium that fails at a start, once or for ever, costs nothing at the next one.
 #[test]
 fn whatever_call_fails_at_a_start_the_next_one_finds_everything() {
-    let (medium, now) = model::image();
+    let (_, medium, now) = model::eventful();
     let open = |medium| Rig::open(medium, 6 * MIB, now);
     let expected = open(medium.after_power_cut(|| true)).unwrap().contents();
     assert!(expected.len() > 10);

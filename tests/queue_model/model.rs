@@ -1,12 +1,19 @@
 //! The model: what each recipient may look like after a crash, and random lives held against it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ringpost::mail::{Accepted, Enhanced, Handle, Now, Reply, Rid, Wall};
-use ringpost::queue::memory::MemMedium;
-use ringpost::queue::{LastOutcome, Ticket};
+use ringpost::mail::{Accepted, Enhanced, Handle, Mid, Now, Reply, Rid, Wall};
+use ringpost::queue::format::Header;
+use ringpost::queue::memory::{MemMedium, Sector};
+use ringpost::queue::{LastOutcome, Medium, SegmentId, Ticket};
 
 use super::rig::{Bug, MIB, Random, Rig, body, checksum, message};
+
+/// A message and one of its recipients.
+type Key = (u64, u32);
+
+/// A change is on the disk this long after it was made, if the disk does what it is told.
+const DURABLE_AFTER_MS: u64 = 1_000;
 
 /// What has become of a recipient, as far as anybody was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,37 +22,53 @@ enum Fate {
     Open,
     /// Answered with 250, or seen after a crash: it must be there.
     Pending { attempts: u16 },
-    /// Settled at that time: a power cut within a second may bring it back.
-    Settled { at_ms: u64 },
+    /// Settled then: a power cut soon after may bring it back.
+    Settled(Change),
+}
+
+/// When something changed, in time that the disk did not stall, and where it stood; `None`: not
+/// on the disk yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Change {
+    at_ms: u64,
+    segment: Option<SegmentId>,
 }
 
 struct Known {
     address: String,
     sum: u32,
     fate: Fate,
+    /// Its delivery is under way.
+    flight: Option<Change>,
+    /// Crashes that may have met it in flight.
+    crashes: u8,
 }
 
 struct Life {
     rig: Rig,
     random: Random,
     octets_max: u64,
-    known: BTreeMap<(u64, u32), Known>,
-    /// Messages that wait for their commit.
+    known: BTreeMap<Key, Known>,
+    /// Messages that wait for their answer.
     waiting: HashMap<Ticket, u64>,
-    handles: BTreeMap<(u64, u32), Handle>,
+    /// Recipients with a name in the queue; an early one until it is forgotten.
+    handles: BTreeMap<Key, Handle>,
     next_mid: u64,
-    /// Some effect failed: state words of a poisoned segment are not synced any more.
-    poisoned: bool,
+    bug: Bug,
 }
 
 /// Lives the life of a seed; panics when the promise is broken.
 pub(crate) fn live(seed: u64, bug: Bug) {
-    let mut life = Life::new(seed, None);
+    let mut life = Life::new(seed, None, bug);
     let faults = bug == Bug::None && life.random.one_in(3);
-    for _ in 0..3 {
+    let stalls = bug == Bug::None && life.random.one_in(3);
+    for _ in 0..4 {
         life.rig.bug = bug;
         if faults {
             life.rig.failing = Some(life.random.below(200));
+        }
+        if stalls {
+            life.rig.medium.stall(Some((7 + life.random.below(9), 100 + life.random.below(2_000))));
         }
         for _ in 0..120 {
             life.act();
@@ -54,48 +77,68 @@ pub(crate) fn live(seed: u64, bug: Bug) {
     }
 }
 
-/// A life of one crash in which one effect fails; false when it has not that many.
-pub(crate) fn live_failing(effect: u64) -> bool {
-    let mut life = Life::new(5, Some(6 * MIB));
-    life.rig.failing = Some(effect);
-    for _ in 0..150 {
+/// A life of one crash in which one effect fails, or all from it on; false when it has not that
+/// many.
+pub(crate) fn live_failing(seed: u64, effect: u64, for_ever: bool) -> bool {
+    let mut life = Life::new(seed, Some(6 * MIB), Bug::None);
+    (life.rig.failing, life.rig.for_ever) = (Some(effect), for_ever);
+    for _ in 0..EVENTFUL_ACTS {
         life.act();
     }
-    let failed = life.rig.any_failed;
+    let failed = effect < life.rig.effects;
     life.crash();
     failed
 }
 
-/// What a life leaves on its disk, and when.
-pub(crate) fn image() -> (MemMedium, Now) {
-    let mut life = Life::new(5, Some(6 * MIB));
-    for _ in 0..110 {
-        life.act();
+/// Acts of an eventful life.
+const EVENTFUL_ACTS: usize = 150;
+
+/// The seed of a life in which a segment is used again and messages are copied forward, what it
+/// leaves on its disk, and when.
+pub(crate) fn eventful() -> (u64, MemMedium, Now) {
+    for seed in 0..200 {
+        let mut life = Life::new(seed, Some(6 * MIB), Bug::None);
+        for _ in 0..EVENTFUL_ACTS {
+            life.act();
+        }
+        let medium = life.rig.medium.clone();
+        let is_recycled = |id: &SegmentId| {
+            let mut head = vec![0; 8192];
+            medium.read_at(&medium.file(*id).unwrap(), 0, &mut head).unwrap();
+            Header::choose(&head[..4096], &head[4096..]).unwrap().generation > 1
+        };
+        let recycled = medium.list(0).unwrap().0.iter().any(is_recycled);
+        if recycled && life.rig.copies > 0 && life.handles.len() > 10 {
+            return (seed, medium, life.rig.now);
+        }
     }
-    (life.rig.medium.clone(), life.rig.now)
+    panic!("no life is eventful")
 }
 
 impl Life {
-    fn new(seed: u64, octets_max: Option<u64>) -> Self {
+    fn new(seed: u64, octets_max: Option<u64>, bug: Bug) -> Self {
         let mut random = Random::new(seed);
         let drawn = [6 * MIB, 8 * MIB, 17 * MIB][usize::try_from(random.below(3)).unwrap()];
         let octets_max = octets_max.unwrap_or(drawn);
         let now = Now::default().plus_ms(1_000_000);
+        let mut rig = Rig::open(MemMedium::default(), octets_max, now).unwrap();
+        rig.queue.end_flights();
         Self {
-            rig: Rig::open(MemMedium::default(), octets_max, now).unwrap(),
+            rig,
             random,
             octets_max,
             known: BTreeMap::new(),
             waiting: HashMap::new(),
             handles: BTreeMap::new(),
             next_mid: 1 << 20,
-            poisoned: false,
+            bug,
         }
     }
 
     fn act(&mut self) {
-        match self.random.below(10) {
-            0..=2 => self.append(),
+        match self.random.below(11) {
+            0..=1 => self.append(false),
+            2 => self.append(true),
             3..=5 => {
                 for _ in 0..self.random.below(5) {
                     let beside = self.random.one_in(2);
@@ -106,11 +149,13 @@ impl Life {
                 }
             }
             6 | 7 => self.settle_some(),
-            8 => {
-                let ms = [50, 200, 900][usize::try_from(self.random.below(3)).unwrap()];
-                self.rig.tick(ms);
-                if self.random.one_in(2) {
-                    self.rig.run();
+            8 | 9 => {
+                for _ in 0..1 + self.random.below(6) {
+                    self.rig.tick();
+                    let _due = self.rig.queue.release_held(self.rig.now.mono);
+                    if !self.random.one_in(8) {
+                        self.rig.run();
+                    }
                 }
                 self.hear();
             }
@@ -118,7 +163,7 @@ impl Life {
         }
     }
 
-    fn append(&mut self) {
+    fn append(&mut self, early: bool) {
         let mid = self.next_mid;
         let many = 1 + self.random.below(3);
         let address = |n| format!("u{n}@d{}.example", (mid + n) % 4);
@@ -128,12 +173,26 @@ impl Life {
             1..=4 => 200_000,
             _ => 500 + usize::try_from(self.random.below(60_000)).unwrap(),
         };
-        let Ok(ticket) = self.rig.queue.append(message(mid, &to, octets, None)) else { return };
+        let cause = self.random.one_in(8).then_some(Mid(1));
+        let new = message(mid, &to, octets, cause);
+        let due = self.rig.now.plus_ms(self.random.below(500)).mono;
+        let taken = if early {
+            self.rig.queue.take_early(new, due)
+        } else {
+            self.rig.queue.append(new).map(|ticket| (ticket, Vec::new()))
+        };
+        let Ok((ticket, handles)) = taken else { return };
         self.next_mid += 1;
         self.waiting.insert(ticket, mid);
         let sum = checksum(&body(mid, octets));
         for (rid, address) in (0..).zip(to) {
-            self.known.insert((mid, rid), Known { address, sum, fate: Fate::Open });
+            for (handle, domain) in &handles {
+                if address.ends_with(&format!("@{domain}")) {
+                    self.handles.insert((mid, rid), *handle);
+                }
+            }
+            let known = Known { address, sum, fate: Fate::Open, flight: None, crashes: 0 };
+            self.known.insert((mid, rid), known);
         }
     }
 
@@ -141,52 +200,124 @@ impl Life {
     fn hear(&mut self) {
         for (ticket, handles) in std::mem::take(&mut self.rig.committed) {
             let mid = self.waiting.remove(&ticket).expect("one answer to each append");
-            for (handle, domain) in handles {
-                for ((_, rid), known) in self.known.range_mut((mid, 0)..=(mid, u32::MAX)) {
-                    if known.address.ends_with(&format!("@{domain}")) {
-                        known.fate = Fate::Pending { attempts: 0 };
-                        self.handles.insert((mid, *rid), handle);
-                    }
+            for ((_, rid), known) in self.known.range_mut((mid, 0)..=(mid, u32::MAX)) {
+                if known.fate != Fate::Open {
+                    continue;
                 }
+                known.fate = Fate::Pending { attempts: 0 };
+                let of_domain =
+                    |(_, domain): &&(Handle, _)| known.address.ends_with(&format!("@{domain}"));
+                let (handle, _) = handles.iter().find(of_domain).expect("it is pending");
+                // An early name goes on being one.
+                self.handles.entry((mid, *rid)).or_insert(*handle);
+            }
+        }
+        for ticket in std::mem::take(&mut self.rig.accepted) {
+            let mid = self.waiting.remove(&ticket).expect("one answer to each append");
+            let of_message = self.known.range((mid, 0)..=(mid, u32::MAX));
+            for (key, known) in of_message {
+                assert!(matches!(known.fate, Fate::Settled(_)), "{key:?} was not accepted");
             }
         }
         for ticket in std::mem::take(&mut self.rig.failed) {
-            self.waiting.remove(&ticket).expect("one answer to each append");
+            let mid = self.waiting.remove(&ticket).expect("one answer to each append");
+            self.refused(mid);
+        }
+    }
+
+    /// A commit failed, and the client was told. What was begun ends somehow; nothing of it is in
+    /// the queue any more.
+    fn refused(&mut self, mid: u64) {
+        let open: Vec<Key> =
+            self.handles.range((mid, 0)..=(mid, u32::MAX)).map(|(key, _)| *key).collect();
+        for key in open {
+            let handle = self.handles[&key];
+            let begun = self.known[&key].flight.is_some();
+            if begun && self.random.one_in(2) {
+                assert!(self.rig.queue.delivered(handle, Rid(key.1), &accepted()).applied);
+                self.settled(key, None);
+            } else {
+                self.rig.queue.withdraw(handle, Rid(key.1));
+                self.known.get_mut(&key).unwrap().flight = None;
+                self.drop_name(key);
+            }
+        }
+    }
+
+    /// Where a recipient stands on the disk.
+    fn place(&self, key: Key) -> Option<SegmentId> {
+        let plan = self.rig.queue.read_plan(self.handles[&key])?;
+        plan.pieces.first().map(|piece| piece.segment)
+    }
+
+    fn change(&self, key: Key) -> Change {
+        Change { at_ms: self.rig.unstalled_ms(), segment: self.place(key) }
+    }
+
+    fn settled(&mut self, key: Key, segment: Option<SegmentId>) {
+        let change = Change { at_ms: self.rig.unstalled_ms(), segment };
+        let known = self.known.get_mut(&key).unwrap();
+        known.fate = Fate::Settled(change);
+        known.flight = None;
+        self.drop_name(key);
+    }
+
+    /// An early handle that no recipient goes by any more is given back.
+    fn drop_name(&mut self, key: Key) {
+        let handle = self.handles.remove(&key).unwrap();
+        let mut of_message = self.handles.range((key.0, 0)..=(key.0, u32::MAX));
+        if !of_message.any(|(_, other)| *other == handle) {
+            self.rig.queue.forget_early(handle);
         }
     }
 
     fn settle_some(&mut self) {
-        let keys: Vec<_> = self.handles.keys().copied().collect();
+        let keys: Vec<Key> = self.handles.keys().copied().collect();
         for key in keys {
-            if !self.random.one_in(3) {
-                continue;
+            // What was heard meanwhile may have taken a name away.
+            if self.random.one_in(3) && self.handles.contains_key(&key) {
+                self.settle_one(key);
             }
-            let (handle, rid) = (self.handles[&key], Rid(key.1));
-            assert_eq!(self.rig.queue.begin(handle, &[rid]), [rid], "{key:?} is pending");
-            let known = self.known.get_mut(&key).unwrap();
-            let Fate::Pending { attempts } = known.fate else { panic!("{key:?} has a handle") };
-            let at_ms = self.rig.now.mono.0;
-            match self.random.below(8) {
-                0 => {
-                    assert!(self.rig.queue.release(handle, rid).applied);
-                    continue;
-                }
-                1 | 2 => {
-                    let next = Wall(self.rig.now.wall.0 + 600_000);
-                    let count = attempts + 1;
-                    let change =
-                        self.rig.queue.defer(handle, rid, &outcome(), u32::from(count), next);
-                    assert!(change.applied);
-                    known.fate = Fate::Pending { attempts: count };
-                    continue;
-                }
-                3 => assert!(self.rig.queue.bounced(handle, rid, &outcome()).applied),
-                4 => assert!(self.rig.queue.deleted(handle, rid).applied),
-                _ => assert!(self.rig.queue.delivered(handle, rid, &accepted()).applied),
-            }
-            known.fate = Fate::Settled { at_ms };
-            self.handles.remove(&key);
         }
+    }
+
+    fn settle_one(&mut self, key: Key) {
+        let (handle, rid) = (self.handles[&key], Rid(key.1));
+        let change = self.change(key);
+        if self.known[&key].flight.is_none() {
+            assert_eq!(self.rig.queue.begin(handle, &[rid]), [rid], "{key:?} is pending");
+            self.known.get_mut(&key).unwrap().flight = Some(change);
+            if self.random.one_in(3) {
+                return;
+            }
+        }
+        let uncommitted = self.rig.queue.is_uncommitted(handle);
+        let queue = &mut self.rig.queue;
+        let known = self.known.get_mut(&key).unwrap();
+        match self.random.below(9) {
+            0 => {
+                assert!(queue.release(handle, rid).applied);
+                known.flight = None;
+                return;
+            }
+            1..=4 if uncommitted => return queue.write_now(handle),
+            1 | 2 => {
+                let Fate::Pending { attempts } = known.fate else { panic!("{key:?} is queued") };
+                let next = Wall(self.rig.now.wall.0 + 600_000);
+                let count = attempts + 1;
+                assert!(queue.defer(handle, rid, &outcome(), u32::from(count), next).applied);
+                known.fate = Fate::Pending { attempts: count };
+                known.flight = None;
+                return;
+            }
+            3 => assert!(queue.bounced(handle, rid, &outcome()).applied),
+            4 => assert!(queue.deleted(handle, rid).applied),
+            5 => assert!(queue.discarded(handle, rid).applied),
+            _ => assert!(queue.delivered(handle, rid, &accepted()).applied),
+        }
+        self.settled(key, change.segment);
+        self.rig.take_up();
+        self.hear();
     }
 
     /// Reads a message while other things go on.
@@ -197,6 +328,9 @@ impl Life {
         }
         let at = usize::try_from(self.random.below(many)).unwrap();
         let (key, handle) = self.handles.iter().nth(at).map(|(k, h)| (*k, *h)).unwrap();
+        if self.rig.queue.is_uncommitted(handle) {
+            return;
+        }
         let (plan, octets) = self.rig.begin_read(handle).expect("a pending message has a plan");
         for _ in 0..self.random.below(12) {
             self.rig.step(true);
@@ -217,33 +351,74 @@ impl Life {
     fn crash(&mut self) {
         self.hear();
         let power = self.random.one_in(2);
-        self.poisoned |= self.rig.any_failed;
+        self.rig.medium.stall(None);
         let medium = if power {
-            let keeps = self.random.below(4);
+            let kept = self.random.below(4);
             let random = &mut self.random;
-            self.rig.medium.after_power_cut(|| random.below(4) < keeps)
+            self.rig.medium.after_power_cut(|| match random.below(5) {
+                4 => Sector::Torn(usize::try_from(random.below(64)).unwrap()),
+                drawn => Sector::from(drawn < kept),
+            })
         } else {
             self.rig.medium.clone()
         };
         let now = self.rig.now;
-        // A crash during recovery, twice.
+        let (unstalled_ms, failed) = (self.rig.unstalled_ms(), self.rig.failed_segments.clone());
+        // A crash during recovery, twice: an error, or death before the log is written.
         for _ in 0..2 {
             if self.random.one_in(2) {
                 medium.fail(Some(self.random.below(60)), true);
-                drop(Rig::open(medium.clone(), self.octets_max, now));
+                let died = Rig::open(medium.clone(), self.octets_max, now);
+                if let (Bug::FlightsEndedUntold, Ok(mut died)) = (self.bug, died) {
+                    died.queue.end_flights();
+                }
                 medium.fail(None, false);
             }
         }
         self.rig = Rig::open(medium, self.octets_max, now).unwrap();
-        assert_eq!(self.rig.recovered.damaged, [], "no crash looks like damage");
         let notes = &self.rig.recovered.notes;
+        assert_eq!(self.rig.recovered.damaged, [], "no crash looks like damage: {notes:?}");
         assert_eq!(self.rig.recovered.damaged_slots, 0, "no crash looks like damage: {notes:?}");
-        self.compare(power);
+        let may_be_lost = |change: Change| {
+            let in_failed = change.segment.map_or(!failed.is_empty(), |s| failed.contains(&s));
+            in_failed || unstalled_ms - change.at_ms < DURABLE_AFTER_MS
+        };
+        self.rig.queue.end_flights();
+        self.compare_flights(power, may_be_lost);
+        self.compare(power, may_be_lost);
     }
 
-    fn compare(&mut self, power: bool) {
+    /// What was in flight is called uncertain, before anything else happens.
+    fn compare_flights(&mut self, power: bool, may_be_lost: impl Fn(Change) -> bool) {
+        let list = |list: &[(Mid, Vec<Rid>)]| -> BTreeSet<Key> {
+            let of_message = |(mid, rids): &(Mid, Vec<Rid>)| {
+                let mid = mid.0;
+                rids.iter().map(move |rid| (mid, rid.0)).collect::<Vec<_>>()
+            };
+            list.iter().flat_map(of_message).collect()
+        };
+        let uncertain = list(&self.rig.recovered.uncertain);
+        let poison = list(&self.rig.recovered.poison);
         let found = self.rig.contents();
-        let now_ms = self.rig.now.mono.0;
+        for (key, known) in &mut self.known {
+            let Some(begun) = known.flight.take() else {
+                let settled_or_released = power || !uncertain.contains(key);
+                assert!(settled_or_released, "{key:?} is called uncertain, and was not in flight");
+                continue;
+            };
+            known.crashes += 1;
+            let told = uncertain.contains(key) || poison.contains(key);
+            let silent = found.contains_key(key) && !told;
+            assert!(!silent || power && may_be_lost(begun), "{key:?}: in flight, and not told");
+        }
+        for key in poison {
+            let known = self.known.remove(&key).expect("it was sent");
+            assert!(known.crashes >= 3, "{key:?} is held after {} crashes", known.crashes);
+        }
+    }
+
+    fn compare(&mut self, power: bool, may_be_lost: impl Fn(Change) -> bool) {
+        let found = self.rig.contents();
         for (key, (address, sum, attempts)) in &found {
             let known = self.known.get(key).unwrap_or_else(|| panic!("{key:?} was never sent"));
             assert_eq!((address, *sum), (&known.address, known.sum), "{key:?}");
@@ -252,9 +427,9 @@ impl Life {
                 Fate::Pending { attempts: last } => {
                     assert!(*attempts <= last && (power || *attempts == last), "{key:?}");
                 }
-                Fate::Settled { at_ms } => {
-                    let may_return = self.poisoned || now_ms - at_ms < 2_000;
-                    assert!(power && may_return, "{key:?} is sent again, settled at {at_ms}");
+                Fate::Settled(change) => {
+                    let may_return = power && may_be_lost(change);
+                    assert!(may_return, "{key:?} is sent again, settled at {change:?}");
                 }
             }
         }
@@ -271,7 +446,10 @@ impl Life {
         for handle in self.rig.handles() {
             let summary = self.rig.queue.summary(handle).unwrap();
             for recipient in summary.recipients {
-                self.handles.insert((summary.mid.0, recipient.rid.0), handle);
+                let key = (summary.mid.0, recipient.rid.0);
+                if self.known.contains_key(&key) {
+                    self.handles.insert(key, handle);
+                }
             }
         }
     }

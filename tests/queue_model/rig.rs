@@ -1,22 +1,25 @@
 //! The queue under a test: its executor, with effects that take their time, fail, or lie.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringpost::mail::{
-    Body, BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Notify, Now, Recipient,
-    Rid, ShardId, Wall,
+    Body, BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Mono, Notify, Now,
+    Recipient, Rid, ShardId, Wall,
 };
 use ringpost::queue::format::SpoolId;
 use ringpost::queue::memory::{MemFile, MemMedium};
 use ringpost::queue::{
-    Effect, Event, Medium, NewMessage, Opened, Options, Queue, ReadPlan, Recovered, SegmentId,
-    State, StoredMessage, Ticket,
+    Effect, EffectId, Event, Medium, NewMessage, Opened, Options, Queue, ReadPlan, Recovered,
+    SegmentId, State, StoredMessage, Ticket,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
+
+/// As in the engine.
+const TICK_MS: u64 = 100;
 
 /// Messages read to be copied forward, in all lives.
 pub(crate) static COPIES: AtomicU64 = AtomicU64::new(0);
@@ -31,6 +34,8 @@ pub(crate) enum Bug {
     LostWrite,
     /// State words are never synced but by commits.
     StateWithoutSync,
+    /// What was in flight is forgotten before it stands in a log.
+    FlightsEndedUntold,
 }
 
 /// What a seed decides.
@@ -68,6 +73,7 @@ pub(crate) fn options(octets_max: u64, medium: &MemMedium) -> Options {
         directories: vec![0],
         next_block: Arc::new(AtomicU64::new(largest_block(medium) + 1)),
         retry_ms_max: 3_600_000,
+        is_copy: false,
     }
 }
 
@@ -85,6 +91,7 @@ fn largest_block(medium: &MemMedium) -> u64 {
 pub(crate) struct Rig {
     pub(crate) medium: MemMedium,
     pub(crate) queue: Queue,
+    /// What the last start has to say; nothing any more once it is told.
     pub(crate) recovered: Recovered,
     files: HashMap<SegmentId, Arc<MemFile>>,
     /// The write or sync under way: one at a time.
@@ -92,13 +99,23 @@ pub(crate) struct Rig {
     /// Makings and readings under way.
     beside: VecDeque<Effect>,
     pub(crate) committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
+    /// Answered because every next hop had accepted.
+    pub(crate) accepted: Vec<Ticket>,
     pub(crate) failed: Vec<Ticket>,
     pub(crate) now: Now,
     pub(crate) bug: Bug,
-    /// Effects carried out; this one fails.
+    /// Effects carried out; this one fails, and with `for_ever` all after it.
     pub(crate) effects: u64,
     pub(crate) failing: Option<u64>,
-    pub(crate) any_failed: bool,
+    pub(crate) for_ever: bool,
+    /// Segments of which a write or a sync failed.
+    pub(crate) failed_segments: BTreeSet<SegmentId>,
+    /// How long the disk had something to do and did not do it, of the time so far.
+    stalled_ms: u64,
+    /// Messages read to be copied forward.
+    pub(crate) copies: u64,
+    /// What the write or sync under way came to, to be told then: the disk stalls.
+    late: Option<(Mono, EffectId, io::Result<()>)>,
 }
 
 impl Rig {
@@ -113,18 +130,28 @@ impl Rig {
             current: None,
             beside: VecDeque::new(),
             committed: BTreeMap::new(),
+            accepted: Vec::new(),
             failed: Vec::new(),
             now,
             bug: Bug::None,
             effects: 0,
             failing: None,
-            any_failed: false,
+            for_ever: false,
+            failed_segments: BTreeSet::new(),
+            stalled_ms: 0,
+            copies: 0,
+            late: None,
         })
+    }
+
+    /// The time so far without what the disk had stalled.
+    pub(crate) fn unstalled_ms(&self) -> u64 {
+        self.now.mono.0 - self.stalled_ms
     }
 
     /// Takes up what the queue wants; false when there is nothing to carry out.
     pub(crate) fn take_up(&mut self) -> bool {
-        while self.current.is_none() {
+        while self.current.is_none() && self.late.is_none() {
             match self.queue.next_effect() {
                 Some(effect @ (Effect::Make { .. } | Effect::Read { .. })) => {
                     self.beside.push_back(effect);
@@ -136,12 +163,21 @@ impl Rig {
             }
         }
         self.poll();
-        self.current.is_some() || !self.beside.is_empty()
+        self.current.is_some() || self.late.is_some() || !self.beside.is_empty()
     }
 
-    /// Carries out one effect: the one in turn, or one beside it.
+    /// Carries out one effect: the one in turn, or one beside it. False when there is none, or
+    /// when the disk has not come to its end with it.
     pub(crate) fn step(&mut self, beside: bool) -> bool {
-        if !self.take_up() {
+        if let Some((due, id, result)) = self.late.take() {
+            if due <= self.now.mono {
+                self.queue.handle_done(id, result);
+                self.poll();
+                return true;
+            }
+            self.late = Some((due, id, result));
+        }
+        if !self.take_up() || self.beside.is_empty() && self.current.is_none() {
             return false;
         }
         let next = if beside || self.current.is_none() {
@@ -150,9 +186,15 @@ impl Rig {
             self.current.take()
         };
         if let Some(effect) = next {
-            let fails = self.failing == Some(self.effects);
+            let at = self.failing;
+            let fails =
+                at.is_some_and(|at| at == self.effects || self.for_ever && at < self.effects);
             self.effects += 1;
-            self.any_failed |= fails;
+            if let (true, Effect::Write { segment, .. } | Effect::Sync { segment, .. }) =
+                (fails, &effect)
+            {
+                self.failed_segments.insert(*segment);
+            }
             self.perform(effect, fails);
             self.poll();
         }
@@ -164,9 +206,21 @@ impl Rig {
         while self.step(true) {}
     }
 
-    pub(crate) fn tick(&mut self, ms: u64) {
-        self.now = self.now.plus_ms(ms);
+    /// A tick of the engine.
+    pub(crate) fn tick(&mut self) {
+        if self.take_up() {
+            self.stalled_ms += TICK_MS;
+        }
+        self.now = self.now.plus_ms(TICK_MS);
         self.queue.tick(self.now);
+    }
+
+    /// Tells the queue what an effect came to: now, or when the disk has finished with it.
+    fn done(&mut self, id: EffectId, result: io::Result<()>) {
+        match self.medium.taken_ms() {
+            0 => self.queue.handle_done(id, result),
+            ms => self.late = Some((Mono(self.now.mono.0 + ms), id, result)),
+        }
     }
 
     fn poll(&mut self) {
@@ -177,7 +231,8 @@ impl Rig {
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
                 Event::Held { mid, rids, what } => panic!("{mid} {rids:?} held: {what}"),
-                Event::Accepted { .. } | Event::Intake(_) => {}
+                Event::Accepted { ticket, .. } => self.accepted.push(ticket),
+                Event::Intake(_) => {}
             }
         }
     }
@@ -205,23 +260,24 @@ impl Rig {
                     }
                     at += octets.len() as u64;
                 }
-                self.queue.handle_done(id, outcome());
+                self.done(id, outcome());
             }
             Effect::Read { id, plan } => {
                 COPIES.fetch_add(1, Ordering::Relaxed);
+                self.copies += 1;
                 let octets = self.read_pieces(&plan);
                 self.queue.handle_read(id, octets);
             }
             Effect::Sync { id, segment } => {
                 let skipped = match self.bug {
-                    Bug::None | Bug::LostWrite => false,
+                    Bug::None | Bug::LostWrite | Bug::FlightsEndedUntold => false,
                     Bug::CommitWithoutSync => self.queue.usage().uncommitted > 0,
                     Bug::StateWithoutSync => self.queue.usage().uncommitted == 0,
                 };
                 if !fails && !skipped {
                     self.medium.sync(&self.files[&segment]).unwrap();
                 }
-                self.queue.handle_done(id, outcome());
+                self.done(id, outcome());
             }
         }
     }
@@ -261,6 +317,10 @@ impl Rig {
         let mut out = BTreeMap::new();
         for handle in self.handles() {
             let summary = self.queue.summary(handle).expect("a queued message has a summary");
+            if !summary.recipients.iter().any(|recipient| recipient.state.is_pending()) {
+                // All of it is held.
+                continue;
+            }
             let Some(stored) = self.read(handle) else { panic!("a queued message has a plan") };
             let sum = checksum(&stored.octets[stored.body.clone()]);
             for recipient in &stored.envelope.recipients {

@@ -27,7 +27,8 @@ impl<M: Medium> Opening<'_, M> {
     pub(super) fn take_over(&mut self, used: &HashSet<(SegmentId, u32)>) {
         let own = self.queue.options.shard.0;
         for directory in self.queue.options.directories.clone() {
-            if directory != own {
+            // What a table says that could not be read is not known.
+            if directory != own && !self.unread.contains(&directory) {
                 while self.take_over_last(directory, used).unwrap_or(false) {}
             }
         }

@@ -102,8 +102,10 @@ impl<M: Medium> Opening<'_, M> {
         for (position, segment) in self.queue.segments.iter().enumerate() {
             let name = segment.header.segment;
             // An adopted directory goes back to its shard one day: what a message of another
-            // directory kept there, nobody would find then.
-            let usable = name.directory() == own && !segment.poisoned;
+            // directory kept there, nobody would find then. And what a table says that could not
+            // be read is not known.
+            let known = name.directory() == own && !self.unread.contains(&own);
+            let usable = known && !segment.poisoned;
             if segment.header.kind == SegmentKind::Extents && usable {
                 let all = (0..segment.geometry.extents()).rev();
                 let free = all.filter(|index| !used.contains(&(name, *index)));

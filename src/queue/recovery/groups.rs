@@ -1,0 +1,193 @@
+//! The groups of a table at a start: what becomes of each recipient.
+//!
+//! Owns: the cases that concern slots and words. Never: which slots belong together (`scan`).
+
+use super::super::format::{Entry, ExtentPlace, MessageSlot, State, StateWord};
+use super::super::live::Name;
+use super::super::report::RecoveryCase;
+use super::super::scan::{Found, Scan};
+use super::super::segment::Medium;
+use super::{Opening, by_message};
+use crate::limits;
+use crate::mail::{Handle, Wall};
+
+impl<M: Medium> Opening<'_, M> {
+    pub(super) fn found(&mut self, segment: usize, found: Found, scan: &mut Scan) {
+        match found {
+            Found::Group { message_slot, message, entries, extents } => {
+                let first = message_slot + 1 - message.group_slots();
+                let behind = message_slot >= scan.durable;
+                let live = &self.queue.segments[segment];
+                let named = |index: u16| {
+                    matches!(live.names.get(usize::from(index)), Some(Name::Domain(_)))
+                };
+                // A sector torn between an entry and its words leaves them as they were before.
+                let torn = behind && !(first..).zip(&entries).all(|(slot, _)| live.has_word(slot));
+                if torn || !entries.iter().all(|entry| named(entry.domain)) {
+                    self.broken(segment, first, &entries, behind, scan);
+                    return;
+                }
+                if behind && !self.verify(segment, &message, &entries, &extents) {
+                    scan.spoil(first);
+                    scan.torn_bodies += 1;
+                    return;
+                }
+                scan.reach(&message);
+                self.mid_max = self.mid_max.max(message.mid.0);
+                self.accept(segment, first, message_slot, &message, &entries, &extents);
+            }
+            Found::Broken { first, entries, behind } => {
+                self.broken(segment, first, &entries, behind, scan);
+            }
+            Found::BadSlot => scan.bad_slots += 1,
+        }
+    }
+
+    /// Tells what a whole table came to.
+    pub(super) fn sum_up(&mut self, segment: usize, scan: &Scan) {
+        let name = self.label(segment);
+        self.recovered.dropped += scan.torn_groups + scan.torn_bodies;
+        self.recovered.damaged_slots += scan.bad_slots;
+        // Kept from being used again: somebody may want to look at it.
+        self.queue.segments[segment].has_damage |= scan.bad_slots > 0;
+        let torn = "had not been answered, dropped";
+        let cases = [
+            (RecoveryCase::TornGroup, scan.torn_groups, torn),
+            (RecoveryCase::TornBody, scan.torn_bodies, torn),
+            (RecoveryCase::DamagedSlot, scan.bad_slots, "cannot be read, the segment is kept"),
+        ];
+        for (case, count, what) in cases {
+            if count > 0 {
+                let of = if case == RecoveryCase::DamagedSlot { "slots" } else { "messages" };
+                self.recovered.note(case, format!("{name}: {count} {of} {what}"));
+            }
+        }
+    }
+
+    /// Entries whose group does not hold together.
+    fn broken(
+        &mut self,
+        segment: usize,
+        first: u32,
+        entries: &[Entry],
+        behind: bool,
+        scan: &mut Scan,
+    ) {
+        scan.spoil(first);
+        if behind {
+            scan.torn_groups += 1;
+            return;
+        }
+        for (slot, entry) in (first..).zip(entries) {
+            let live = &self.queue.segments[segment];
+            let name = live.names.get(usize::from(entry.domain));
+            if !matches!(name, Some(Name::Domain(_))) {
+                scan.bad_slots += 1;
+                continue;
+            }
+            let word = live.state(slot);
+            if word.state.is_settled() {
+                continue;
+            }
+            self.hold(segment, slot, entry, word, RecoveryCase::DamagedGroup);
+            let message_slot = slot + entry.distance;
+            let mut handles = Vec::new();
+            let one = std::slice::from_ref(entry);
+            self.queue.enter_at(segment, slot, message_slot, one, &mut handles);
+        }
+    }
+
+    fn hold(
+        &mut self,
+        segment: usize,
+        slot: u32,
+        entry: &Entry,
+        word: StateWord,
+        case: RecoveryCase,
+    ) {
+        let held = StateWord { state: State::Damaged, in_flight: false, ..word };
+        self.queue.segments[segment].store_state(slot, held, self.now.mono);
+        self.queue.counts.damaged += 1;
+        by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
+        let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
+        self.recovered.note(case, text);
+    }
+
+    fn accept(
+        &mut self,
+        segment: usize,
+        first: u32,
+        message_slot: u32,
+        message: &MessageSlot,
+        entries: &[Entry],
+        extents: &[ExtentPlace],
+    ) {
+        let mut unsettled = false;
+        let has_body = extents.iter().all(|place| self.extent_segment(place).is_some());
+        for (slot, entry) in (first..).zip(entries) {
+            let live = &self.queue.segments[segment];
+            let word = live.state(slot);
+            unsettled |= !word.state.is_settled();
+            match word.state {
+                State::Ready | State::Deferred if !has_body => {
+                    self.hold(segment, slot, entry, word, RecoveryCase::LostExtents);
+                }
+                State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
+                State::Poison => {
+                    self.queue.counts.poison += 1;
+                    by_message(&mut self.recovered.poison, entry.mid, entry.rid);
+                    let text = format!("MID {} RID {}: as poison", entry.mid, entry.rid);
+                    self.recovered.note(RecoveryCase::Held, text);
+                }
+                State::Damaged if live.has_word(slot) => {
+                    self.hold(segment, slot, entry, word, RecoveryCase::Held);
+                }
+                State::Damaged => {
+                    self.hold(segment, slot, entry, word, RecoveryCase::DamagedWord);
+                }
+                State::Delivered
+                | State::Bounced
+                | State::Discarded
+                | State::Deleted
+                | State::Moved => {}
+            }
+        }
+        if message.copy > 0 {
+            self.copies.push((segment, first, message.entries));
+        }
+        if unsettled {
+            if !extents.is_empty() {
+                self.large.push((segment, first, message.entries, extents.to_vec()));
+            }
+            let mut handles: Vec<Handle> = Vec::new();
+            self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
+        }
+    }
+
+    fn found_pending(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
+        let latest = Wall(self.now.wall.0.saturating_add(self.queue.options.retry_ms_max));
+        let mut next = StateWord { next_attempt: word.next_attempt.min(latest), ..word };
+        let counts = &mut self.queue.counts;
+        if !word.in_flight {
+            counts.pending += 1;
+            if next != word {
+                self.queue.segments[segment].store_state(slot, next, self.now.mono);
+            }
+            return;
+        }
+        next.in_flight = false;
+        next.crashes = word.crashes.saturating_add(1);
+        let (case, list, what) = if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
+            next.state = State::Poison;
+            counts.poison += 1;
+            (RecoveryCase::Poison, &mut self.recovered.poison, "held")
+        } else {
+            counts.pending += 1;
+            (RecoveryCase::InFlight, &mut self.recovered.uncertain, "uncertain")
+        };
+        by_message(list, entry.mid, entry.rid);
+        let text = format!("MID {} RID {} {what}", entry.mid, entry.rid);
+        self.recovered.note(case, text);
+        self.queue.flights.push((segment, slot, next));
+    }
+}
