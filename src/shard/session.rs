@@ -177,6 +177,8 @@ struct Dialogue<'a> {
     is_ready: bool,
     /// Ready since this round: the lane has not been looked at again.
     is_fresh: bool,
+    /// A transaction was answered: counted in the lane.
+    is_answered: bool,
     transactions: u64,
     key: u64,
     /// Set while the reply to a final dot is awaited.
@@ -224,6 +226,7 @@ impl<'a> Dialogue<'a> {
             under_way: VecDeque::new(),
             is_ready: false,
             is_fresh: false,
+            is_answered: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
@@ -336,8 +339,13 @@ impl<'a> Dialogue<'a> {
                 let at = at.expect("one answer per transaction");
                 let done = self.under_way.remove(at).expect("it was just found");
                 self.served.outstanding.set(self.served.outstanding.get() - 1);
+                let mut grows = false;
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
+                    if self.is_ready && !std::mem::replace(&mut self.is_answered, true) {
+                        self.served.answered.set(self.served.answered.get() + 1);
+                        grows = shard.stopping() == Stopping::No;
+                    }
                 }
                 let accepted = |o: &RecipientOutcome| matches!(o, RecipientOutcome::Accepted(_));
                 if outcomes.iter().any(|(_, outcome)| accepted(outcome)) {
@@ -346,6 +354,10 @@ impl<'a> Dialogue<'a> {
                 let strict = shard.settle(done.delivery, outcomes, self.served, self.dcid);
                 if strict {
                     self.session.quit(shard.now());
+                }
+                if grows {
+                    // Its first answer makes room for one more.
+                    shard.grow(self.served);
                 }
             }
             Event::Failed(failure) => {
@@ -418,6 +430,8 @@ impl<'a> Dialogue<'a> {
         }
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
+        let answered = usize::from(std::mem::take(&mut self.is_answered));
+        served.answered.set(served.answered.get() - answered);
         served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
