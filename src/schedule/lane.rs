@@ -143,8 +143,8 @@ pub struct Growth {
     pub connecting: usize,
     /// Connections of this lane, ready or on their way.
     pub connections: usize,
-    /// Those of them on which a transaction was answered.
-    pub answered: usize,
+    /// The host has answered a transaction of this lane.
+    pub answers: bool,
     /// Most connections this lane may have now.
     pub connections_max: usize,
     /// The host has been silent for too long: no new connections, whatever waits.
@@ -153,15 +153,15 @@ pub struct Growth {
 
 impl Growth {
     /// One more connection? Yes when the lane holds more than the ready sessions take in one
-    /// round trip, the last new one is ready, and at least half of them have shown that they move
-    /// mail: a host that greets and then answers no transaction gets one, and no more of the
-    /// permits that others need.
+    /// round trip, the last new one is ready, and the host has shown that it moves mail: one that
+    /// greets and then answers no transaction gets one, and no more of the permits that others
+    /// need.
     #[must_use]
     pub fn wants_connection(self) -> bool {
         !self.host_silent
             && self.connecting == 0
             && self.connections < self.connections_max
-            && self.connections < (2 * self.answered).max(1)
+            && (self.answers || self.connections == 0)
             && self.deliveries > self.window_deliveries
     }
 }
@@ -223,7 +223,7 @@ mod tests {
             window_deliveries: 0,
             connecting: 0,
             connections: 0,
-            answered: 1,
+            answers: true,
             connections_max: 2,
             host_silent: false,
         };
@@ -235,13 +235,9 @@ mod tests {
             (Growth { deliveries: 9, connections: 1, window_deliveries: 8, ..idle }, true),
             (Growth { deliveries: 9, connections: 2, window_deliveries: 8, ..idle }, false),
             (Growth { deliveries: 9, host_silent: true, ..idle }, false),
-            (Growth { deliveries: 9, answered: 0, ..idle }, true),
-            (Growth { deliveries: 9, answered: 0, connections: 1, ..idle }, false),
-            (Growth { deliveries: 9, connections: 2, connections_max: 9, ..idle }, false),
-            (
-                Growth { deliveries: 9, connections: 2, answered: 2, connections_max: 9, ..idle },
-                true,
-            ),
+            (Growth { deliveries: 9, answers: false, ..idle }, true),
+            (Growth { deliveries: 9, answers: false, connections: 1, ..idle }, false),
+            (Growth { deliveries: 9, connections: 1, ..idle }, true),
             (Growth { deliveries: 9, connections_max: 0, ..idle }, false),
         ];
         for (growth, wants) in table {

@@ -53,8 +53,8 @@ pub(super) struct Served {
     pub(super) idle: RefCell<Vec<Idle>>,
     pub(super) connecting: Cell<usize>,
     pub(super) ready: Cell<usize>,
-    /// Those of them on which a transaction was answered.
-    pub(super) answered: Cell<usize>,
+    /// The host has answered a transaction.
+    pub(super) answers: Cell<bool>,
     /// What the ready sessions together take in one round trip.
     pub(super) windows: Cell<usize>,
     /// Sessions with a transaction under way, and when one of them last asked for something.
@@ -117,7 +117,7 @@ impl Shard {
                 idle: RefCell::default(),
                 connecting: Cell::new(0),
                 ready: Cell::new(0),
-                answered: Cell::new(0),
+                answers: Cell::new(false),
                 windows: Cell::new(0),
                 outstanding: Cell::new(0),
                 asked: Cell::default(),
@@ -168,7 +168,7 @@ impl Shard {
             window_deliveries: if strict { 0 } else { served.windows.get() },
             connecting: served.connecting.get(),
             connections: served.connecting.get() + served.ready.get(),
-            answered: served.answered.get(),
+            answers: served.answers.get(),
             connections_max: destination.controls.connections_max as usize,
             host_silent: matches!(served.host.status(now.mono), Status::PassedOver { .. })
                 && served.ready.get() > 0,

@@ -36,6 +36,11 @@ const BUSY_MAX: Duration = Duration::from_secs(1);
 /// and it would win its own one back.
 const HOLD_OFF: Duration = Duration::from_millis(200);
 
+/// A session holds a delivery too long when its outcome comes after this many usual reply times of
+/// its host, in milliseconds at least [`SLOW_MS_MIN`]: more connections would help.
+const SLOW_TIMES: u64 = 4;
+const SLOW_MS_MIN: u64 = 100;
+
 /// Deliveries of a lane that a session looks at for one whose destination has a permit.
 const LOOK_AHEAD_MAX: usize = 64;
 
@@ -156,6 +161,8 @@ fn error_text(error: &std::io::Error) -> Box<str> {
 /// A delivery whose transaction was handed to the session.
 struct UnderWay {
     key: u64,
+    /// When it was handed over.
+    since: Mono,
     delivery: Delivery,
     body_octets: u64,
     /// Room for its body, while it is under way.
@@ -177,14 +184,14 @@ struct Dialogue<'a> {
     is_ready: bool,
     /// Ready since this round: the lane has not been looked at again.
     is_fresh: bool,
-    /// A transaction was answered: counted in the lane.
-    is_answered: bool,
     transactions: u64,
     key: u64,
     /// Set while the reply to a final dot is awaited.
     past_dot: Cell<bool>,
     /// What the session takes in one round trip, as counted in the lane.
     window: usize,
+    /// Its host works off a train message by message: what it holds waits in vain.
+    is_slow: bool,
     /// The train window that the host remembers from us.
     learned: Option<u32>,
     bell: Rc<Bell>,
@@ -226,11 +233,11 @@ impl<'a> Dialogue<'a> {
             under_way: VecDeque::new(),
             is_ready: false,
             is_fresh: false,
-            is_answered: false,
             transactions: 0,
             key: 0,
             past_dot: Cell::new(false),
             window: 0,
+            is_slow: false,
             learned: None,
             bell,
             since: shard.now().mono,
@@ -318,7 +325,11 @@ impl<'a> Dialogue<'a> {
                 host.speak_plainly(self.shard.now().mono, limits::TRAIN_PLAIN_MS);
             }
         }
-        let window = if self.is_ready { self.session.window() } else { 0 };
+        let window = match (self.is_ready, self.is_slow) {
+            (true, false) => self.session.window(),
+            (true, true) => self.session.window().min(1),
+            (false, _) => 0,
+        };
         let windows = &self.served.windows;
         windows.set(windows.get() + window - self.window);
         let takes_no_more = self.is_ready && window == 0 && self.window > 0;
@@ -339,13 +350,13 @@ impl<'a> Dialogue<'a> {
                 let at = at.expect("one answer per transaction");
                 let done = self.under_way.remove(at).expect("it was just found");
                 self.served.outstanding.set(self.served.outstanding.get() - 1);
-                let mut grows = false;
+                let usual_ms = self.served.host.usual_reply_ms();
+                let took_ms = shard.now().mono.since_ms(done.since);
+                self.is_slow = took_ms > SLOW_MS_MIN.max(SLOW_TIMES * usual_ms);
+                let mut is_first = false;
                 if outcomes.iter().any(|(_, outcome)| outcome.shows_life()) {
                     self.heard();
-                    if self.is_ready && !std::mem::replace(&mut self.is_answered, true) {
-                        self.served.answered.set(self.served.answered.get() + 1);
-                        grows = shard.stopping() == Stopping::No;
-                    }
+                    is_first = !self.served.answers.replace(true);
                 }
                 let accepted = |o: &RecipientOutcome| matches!(o, RecipientOutcome::Accepted(_));
                 if outcomes.iter().any(|(_, outcome)| accepted(outcome)) {
@@ -355,8 +366,8 @@ impl<'a> Dialogue<'a> {
                 if strict {
                     self.session.quit(shard.now());
                 }
-                if grows {
-                    // Its first answer makes room for one more.
+                if is_first && shard.stopping() == Stopping::No {
+                    // From its first answer on, connections grow by need.
                     shard.grow(self.served);
                 }
             }
@@ -430,8 +441,6 @@ impl<'a> Dialogue<'a> {
         }
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
-        let answered = usize::from(std::mem::take(&mut self.is_answered));
-        served.answered.set(served.answered.get() - answered);
         served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
@@ -478,7 +487,8 @@ impl<'a> Dialogue<'a> {
                 body: message.body.clone(),
                 strict: delivery.strict,
             };
-            let under_way = UnderWay { key: self.key, delivery, body_octets, _lent: lent };
+            let (key, since) = (self.key, self.shard.now().mono);
+            let under_way = UnderWay { key, since, delivery, body_octets, _lent: lent };
             self.under_way.push_back(under_way);
             self.served.outstanding.set(self.served.outstanding.get() + 1);
             self.session.submit(transaction);
