@@ -205,7 +205,8 @@ mod tests {
     fn octets_and_ends_pass_whole_in_order_and_late() {
         let far = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let link = Link::start(far.local_addr().unwrap(), DELAY).unwrap();
-        let sent: Vec<u8> = (0..3 * PIECES_MAX * PIECE_OCTETS).map(|n| (n % 251) as u8).collect();
+        let sent: Vec<u8> =
+            (0..3 * PIECES_MAX * PIECE_OCTETS).map(|n| u8::try_from(n % 251).unwrap()).collect();
         let begun = Instant::now();
         let mut near = std::net::TcpStream::connect(link.address()).unwrap();
         let (mut peer, _) = far.accept().unwrap();
