@@ -480,7 +480,7 @@ impl Queue {
             for i in 0..count(entries.len()) {
                 self.segments[commit.segment].store_state(first + i, deleted, self.now);
             }
-            let gone = self.settle_message(commit.segment, message.message_slot);
+            let gone = self.settle_message(commit.segment, message.message_slot, State::Deleted);
             assert!(gone, "all of it was just marked as deleted");
             self.fail(message.ticket, message.early);
         }

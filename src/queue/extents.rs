@@ -10,7 +10,9 @@
 //!
 //! Limits: new extents leave the message segments their reserve and one more.
 
-use super::format::{Header, SegmentKind};
+use hashbrown::HashMap;
+
+use super::format::{ExtentPlace, Header, SegmentId, SegmentKind};
 use super::live::Name;
 use super::{Full, Queue};
 use crate::limits;
@@ -21,6 +23,9 @@ pub(super) struct FreeExtents {
     free: Vec<(usize, u32)>,
     /// How many of them each segment has.
     of_segment: Vec<u32>,
+    /// Extents that several copies of a message hold, and how many: a power cut can take back the
+    /// settling of a recipient that had been left out of the copy.
+    shared: HashMap<(SegmentId, u32), u32>,
 }
 
 impl FreeExtents {
@@ -40,6 +45,32 @@ impl FreeExtents {
         }
         self.of_segment[segment] += 1;
         self.free.push((segment, index));
+    }
+
+    /// One more copy of a message holds this extent: said of all that a start has found.
+    pub(super) fn hold(&mut self, segment: SegmentId, index: u32) {
+        *self.shared.entry((segment, index)).or_default() += 1;
+    }
+
+    /// All copies have been found: those that hold their extents alone need no count.
+    pub(super) fn keep_shared(&mut self) {
+        self.shared.retain(|_, copies| *copies > 1);
+    }
+
+    /// Is one of `places` held by other copies too, or was until they let it go?
+    pub(super) fn are_shared(&self, places: &[ExtentPlace]) -> bool {
+        places.iter().any(|place| self.shared.contains_key(&(place.segment, place.index)))
+    }
+
+    /// A copy holds this extent no more; true when no other does.
+    pub(super) fn let_go(&mut self, segment: SegmentId, index: u32) -> bool {
+        let Some(copies) = self.shared.get_mut(&(segment, index)) else { return true };
+        *copies -= 1;
+        let is_free = *copies == 0;
+        if is_free {
+            self.shared.remove(&(segment, index));
+        }
+        is_free
     }
 
     /// Nothing of this segment is given out any more.

@@ -309,7 +309,9 @@ impl Queue {
         let found = self.segments.iter().position(|s| s.header.segment == place.segment);
         let own = place.segment.directory() == self.options.shard.0;
         let found = found.filter(|segment| own && !self.segments[*segment].poisoned);
-        if let Some(segment) = found {
+        if let Some(segment) = found
+            && self.extents_free.let_go(place.segment, place.index)
+        {
             self.extents_free.give(segment, place.index);
         }
     }

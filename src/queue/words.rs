@@ -190,13 +190,19 @@ impl Queue {
         self.put(record, slot, StateWord { state, in_flight: false, ..word });
         self.segments[segment].live -= 1;
         let handle_gone = self.index.settle(handle);
-        let message_gone = handle_gone && self.settle_message(segment, record.message_slot);
+        let message_gone = handle_gone && self.settle_message(segment, record.message_slot, state);
         Change { applied: true, handle_gone, message_gone }
     }
 
     /// Is all of a message settled? Then its extents become free with the next sync of the words
     /// that say so: not before, or a power cut could leave a live message without its body.
-    pub(super) fn settle_message(&mut self, segment: usize, message_slot: u32) -> bool {
+    /// `last` is the state that settled the last of it.
+    pub(super) fn settle_message(
+        &mut self,
+        segment: usize,
+        message_slot: u32,
+        last: State,
+    ) -> bool {
         let live = &mut self.segments[segment];
         let Ok(Slot::Message(message)) = live.slot(message_slot) else { return false };
         let first = message_slot + 1 - message.group_slots();
@@ -205,12 +211,12 @@ impl Queue {
         if states.clone().any(|state| !state.is_settled()) {
             return false;
         }
-        if states.clone().any(|state| state == State::Moved) {
-            // Its extents went over to the copy.
-            return true;
-        }
+        let is_moved = states.clone().any(|state| state == State::Moved);
         for slot in extents..message_slot {
-            if let Ok(Slot::Extents(part)) = live.slot(slot) {
+            let Ok(Slot::Extents(part)) = live.slot(slot) else { continue };
+            // Its extents went over to the copy, but for those that it held beside a copy.
+            let beside = last != State::Moved && self.extents_free.are_shared(&part.places);
+            if !is_moved || beside {
                 live.extents_settled.extend(part.places);
             }
         }

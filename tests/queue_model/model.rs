@@ -41,7 +41,7 @@ struct Known {
     /// Its delivery is under way.
     flight: Option<Change>,
     /// Crashes that may have met it in flight.
-    crashes: u8,
+    crashes: u32,
 }
 
 struct Life {
@@ -49,6 +49,8 @@ struct Life {
     random: Random,
     octets_max: u64,
     known: BTreeMap<Key, Known>,
+    /// Recipients that were held as poison.
+    held: BTreeSet<Key>,
     /// Messages that wait for their answer.
     waiting: HashMap<Ticket, u64>,
     /// Recipients with a name in the queue; an early one until it is forgotten.
@@ -128,6 +130,7 @@ impl Life {
             random,
             octets_max,
             known: BTreeMap::new(),
+            held: BTreeSet::new(),
             waiting: HashMap::new(),
             handles: BTreeMap::new(),
             next_mid: 1 << 20,
@@ -401,19 +404,25 @@ impl Life {
         let poison = list(&self.rig.recovered.poison);
         let found = self.rig.contents();
         for (key, known) in &mut self.known {
+            let told = uncertain.contains(key) || poison.contains(key);
             let Some(begun) = known.flight.take() else {
-                let settled_or_released = power || !uncertain.contains(key);
-                assert!(settled_or_released, "{key:?} is called uncertain, and was not in flight");
+                // The end of the flight is lost with the power: it counts as one more crash.
+                assert!(power || !told, "{key:?} is called uncertain, and was not in flight");
+                known.crashes += u32::from(told);
                 continue;
             };
             known.crashes += 1;
-            let told = uncertain.contains(key) || poison.contains(key);
             let silent = found.contains_key(key) && !told;
             assert!(!silent || power && may_be_lost(begun), "{key:?}: in flight, and not told");
         }
         for key in poison {
-            let known = self.known.remove(&key).expect("it was sent");
+            let Some(known) = self.known.remove(&key) else {
+                // That it is held is lost with the power, too.
+                assert!(power && self.held.contains(&key), "{key:?} is held, and was never sent");
+                continue;
+            };
             assert!(known.crashes >= 3, "{key:?} is held after {} crashes", known.crashes);
+            self.held.insert(key);
         }
     }
 

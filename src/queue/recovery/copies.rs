@@ -94,9 +94,13 @@ impl<M: Medium> Opening<'_, M> {
         for (segment, first, entries, places) in std::mem::take(&mut self.large) {
             let live = &self.queue.segments[segment];
             if (first..first + entries).any(|slot| !live.state(slot).state.is_settled()) {
-                used.extend(places.iter().map(|place| (place.segment, place.index)));
+                for place in &places {
+                    used.insert((place.segment, place.index));
+                    self.queue.extents_free.hold(place.segment, place.index);
+                }
             }
         }
+        self.queue.extents_free.keep_shared();
         self.take_over(&used);
         let own = self.queue.options.shard.0;
         for (position, segment) in self.queue.segments.iter().enumerate() {
