@@ -48,7 +48,7 @@ use hashbrown::HashMap;
 
 use super::format::{
     self, ExtentPlace, Geometry, Header, NameKind, SegmentId, SegmentKind, Slot, SlotOctets,
-    TablePlace,
+    StateWord, TablePlace,
 };
 use super::live::{Name, Segment};
 use super::report::{Options, Recovered, RecoveryCase};
@@ -94,6 +94,8 @@ struct Opening<'a, M: Medium> {
     copies: Vec<(usize, u32, u32)>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
+    /// Recipients found in flight; segment, slot, and what the word becomes.
+    flights: Vec<(Mid, Rid, (usize, u32, StateWord))>,
     /// Directories with a segment that could not be read, this time.
     unread: BTreeSet<u8>,
     /// Takes what is read.
@@ -116,6 +118,7 @@ impl Queue {
             now,
             copies: Vec::new(),
             large: Vec::new(),
+            flights: Vec::new(),
             unread: BTreeSet::new(),
             buffer: Vec::new(),
             mid_max: 0,
@@ -127,6 +130,7 @@ impl Queue {
             }
         }
         opening.supersede();
+        opening.judge_flights();
         opening.sync_all();
         opening.buffer = Vec::new();
         opening.derive_extents();

@@ -29,11 +29,7 @@ impl Queue {
     /// uncertain.
     pub fn end_flights(&mut self) {
         for (segment, slot, word) in std::mem::take(&mut self.flights) {
-            // A copy that does not count was marked as moved meanwhile, and must stay so: the one
-            // that counts may be settled, and its segment used again before the next start.
-            if !self.segments[segment].state(slot).state.is_settled() {
-                self.segments[segment].store_state(slot, word, self.now);
-            }
+            self.segments[segment].store_state(slot, word, self.now);
         }
     }
 

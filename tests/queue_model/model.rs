@@ -417,8 +417,8 @@ impl Life {
         }
         for key in poison {
             let Some(known) = self.known.remove(&key) else {
-                // That it is held is lost with the power, too.
-                assert!(power && self.held.contains(&key), "{key:?} is held, and was never sent");
+                // It was held before, and each start says so.
+                assert!(self.held.contains(&key), "{key:?} is held, and was never sent");
                 continue;
             };
             assert!(known.crashes >= 3, "{key:?} is held after {} crashes", known.crashes);

@@ -167,27 +167,33 @@ impl<M: Medium> Opening<'_, M> {
     fn found_pending(&mut self, segment: usize, slot: u32, entry: &Entry, word: StateWord) {
         let latest = Wall(self.now.wall.0.saturating_add(self.queue.options.retry_ms_max));
         let mut next = StateWord { next_attempt: word.next_attempt.min(latest), ..word };
-        let counts = &mut self.queue.counts;
-        if !word.in_flight {
-            counts.pending += 1;
-            if next != word {
-                self.queue.segments[segment].store_state(slot, next, self.now.mono);
-            }
-            return;
+        self.queue.counts.pending += 1;
+        if word.in_flight {
+            next.in_flight = false;
+            next.crashes = word.crashes.saturating_add(1);
+            self.flights.push((entry.mid, entry.rid, (segment, slot, next)));
+        } else if next != word {
+            self.queue.segments[segment].store_state(slot, next, self.now.mono);
         }
-        next.in_flight = false;
-        next.crashes = word.crashes.saturating_add(1);
-        let (case, list, what) = if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
-            next.state = State::Poison;
-            counts.poison += 1;
-            (RecoveryCase::Poison, &mut self.recovered.poison, "held")
-        } else {
-            counts.pending += 1;
-            (RecoveryCase::InFlight, &mut self.recovered.uncertain, "uncertain")
-        };
-        by_message(list, entry.mid, entry.rid);
-        let text = format!("MID {} RID {} {what}", entry.mid, entry.rid);
-        self.recovered.note(case, text);
-        self.queue.flights.push((segment, slot, next));
+    }
+
+    /// What the flights that were found come to: known once it is known which copies count.
+    pub(super) fn judge_flights(&mut self) {
+        for (mid, rid, (segment, slot, mut next)) in std::mem::take(&mut self.flights) {
+            if self.queue.segments[segment].state(slot).state.is_settled() {
+                continue;
+            }
+            let (case, list, what) = if next.crashes >= limits::CRASHES_IN_FLIGHT_MAX {
+                next.state = State::Poison;
+                self.queue.counts.pending -= 1;
+                self.queue.counts.poison += 1;
+                (RecoveryCase::Poison, &mut self.recovered.poison, "held")
+            } else {
+                (RecoveryCase::InFlight, &mut self.recovered.uncertain, "uncertain")
+            };
+            by_message(list, mid, rid);
+            self.recovered.note(case, format!("MID {mid} RID {rid} {what}"));
+            self.queue.flights.push((segment, slot, next));
+        }
     }
 }
