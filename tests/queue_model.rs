@@ -20,6 +20,7 @@ mod model;
 mod rig;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rig::Bug;
 
@@ -37,14 +38,20 @@ fn random_lives_keep_the_promise() {
     }
     let first = number("RINGPOST_MODEL_FROM").unwrap_or(0);
     let few = first..first + number("RINGPOST_MODEL_SEEDS").unwrap_or(25);
-    for seed in few.chain(FOUND) {
-        let life = catch_unwind(AssertUnwindSafe(|| model::live(seed, Bug::None)));
-        if let Err(panic) = life {
-            eprintln!("the life with RINGPOST_MODEL_SEED={seed} breaks the promise");
-            std::panic::resume_unwind(panic);
+    let seeds: Vec<u64> = few.chain(FOUND).collect();
+    let next = AtomicUsize::new(0);
+    let live = || {
+        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let life = catch_unwind(AssertUnwindSafe(|| model::live(*seed, Bug::None)));
+            if let Err(panic) = life {
+                eprintln!("the life with RINGPOST_MODEL_SEED={seed} breaks the promise");
+                std::panic::resume_unwind(panic);
+            }
         }
-    }
-    let copies = rig::COPIES.load(std::sync::atomic::Ordering::Relaxed);
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(live))));
+    let copies = rig::COPIES.load(Ordering::Relaxed);
     assert!(copies > 50, "only {copies} messages were copied forward");
 }
 
