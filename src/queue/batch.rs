@@ -406,10 +406,7 @@ impl Queue {
                 commit.set_words(slot, Some(word), None, place);
             }
         }
-        let live = &self.segments[commit.segment];
-        for (slot, octets) in (commit.first_slot..).zip(&commit.slots) {
-            live.store_slot(slot, octets);
-        }
+        self.segments[commit.segment].store_slots(commit.first_slot, &commit.slots);
         self.commit = Some(commit);
     }
 

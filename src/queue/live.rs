@@ -3,6 +3,7 @@
 //! Owns: its mapping, its header's next copy, its names and hosts, and what is not synced yet.
 //! Never: files.
 
+use std::io;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -223,8 +224,21 @@ impl Segment {
         }
     }
 
-    pub(super) fn store_slot(&self, slot: u32, octets: &SlotOctets) {
-        self.map.store_octets(self.geometry.slot_offset(slot), octets);
+    /// Stores slots that follow each other from `first` on.
+    pub(super) fn store_slots(&mut self, first: u32, slots: &[SlotOctets]) {
+        if !slots.is_empty() {
+            self.map.store_octets(self.geometry.slot_offset(first), slots.as_flattened());
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn refuse_stores(&mut self) {
+        self.map.refuse();
+    }
+
+    /// Why stores into it are refused.
+    pub(super) fn store_failure(&self) -> Option<&io::Error> {
+        self.map.failure()
     }
 
     /// Reads a slot of the table.

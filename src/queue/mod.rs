@@ -262,6 +262,13 @@ pub enum Event {
         /// What is wrong, for the log.
         what: &'static str,
     },
+    /// The file of a segment refuses what is stored into its table: the segment is poisoned.
+    Unstorable {
+        /// Which one.
+        segment: SegmentId,
+        /// What the system says.
+        error: String,
+    },
     /// New mail is not taken from now on, for this reason; `None`: it is taken again.
     Intake(Option<Closed>),
 }

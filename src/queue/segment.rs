@@ -4,12 +4,19 @@
 //! Owns: [`Medium`], [`Mapping`] and the only unsafe code of the queue. Never: the format, or a
 //! decision.
 //!
+//! A mapping is read as memory and stored into through its file. After each sync its pages are
+//! write-protected: a store into one takes a fault, and ext4 then commits its journal with the
+//! next fdatasync, which makes that several times as slow as after a write of the same octets. On
+//! a file system that has shut itself down such a fault is SIGBUS, the end of the process; a write
+//! comes back with an error.
+//!
 //! Diagnostics: errors of the medium are handed up unchanged. An access outside of a mapping is
 //! our own mistake and panics.
 #![allow(unsafe_code, reason = "a shared file mapping cannot be made or viewed without it")]
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -98,10 +105,12 @@ pub trait Medium {
 pub struct Mapping {
     backing: Backing,
     is_locked: bool,
+    /// Why its file takes no more stores.
+    failure: Option<io::Error>,
 }
 
 enum Backing {
-    File(MmapRaw),
+    File { map: MmapRaw, file: File },
     Memory(Arc<[AtomicU64]>),
 }
 
@@ -123,13 +132,17 @@ impl Mapping {
             // A kernel before 5.14 refuses: pages then come in when they are first used.
             drop(map.advise(memmap2::Advice::PopulateRead));
         }
-        Ok(Self { backing: Backing::File(map), is_locked })
+        Ok(Self {
+            backing: Backing::File { map, file: file.try_clone()? },
+            is_locked,
+            failure: None,
+        })
     }
 
     /// A mapping of memory: what a simulated medium hands out.
     #[must_use]
     pub fn of_memory(words: Arc<[AtomicU64]>, is_locked: bool) -> Self {
-        Self { backing: Backing::Memory(words), is_locked }
+        Self { backing: Backing::Memory(words), is_locked, failure: None }
     }
 
     /// Is it kept in memory whatever happens?
@@ -144,28 +157,54 @@ impl Mapping {
         u64::from_le(self.words()[word_index(offset)].load(Ordering::Acquire))
     }
 
-    /// Stores one word. Release: whoever sees it (after kill -9 the kernel) sees all earlier
-    /// stores too.
-    pub fn store(&self, offset: u64, word: u64) {
-        self.words()[word_index(offset)].store(word.to_le(), Ordering::Release);
+    /// Stores one word. Whoever sees it (after kill -9 the kernel) sees all earlier stores too.
+    pub fn store(&mut self, offset: u64, word: u64) {
+        self.store_octets(offset, &word.to_le_bytes());
     }
 
-    /// Stores `octets`, whose length is a multiple of 8, word by word in order.
-    pub fn store_octets(&self, offset: u64, octets: &[u8]) {
-        assert!(octets.len().is_multiple_of(8), "a mapping is stored into in whole words");
-        let first = word_index(offset);
-        let (chunks, _) = octets.as_chunks::<8>();
-        for (word, chunk) in self.words()[first..first + chunks.len()].iter().zip(chunks) {
-            word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Release);
+    /// Stores `octets`, whose length is a multiple of 8, in order.
+    ///
+    /// What the file refuses is kept in memory from then on, so that this process still sees what
+    /// it has stored; [`Mapping::failure`] tells of it.
+    pub fn store_octets(&mut self, offset: u64, octets: &[u8]) {
+        let words = words_of(offset, octets.len());
+        let written = match &self.backing {
+            Backing::File { file, .. } => {
+                assert!(words.end <= self.words().len(), "a store outside of its mapping");
+                file.write_all_at(octets, offset)
+            }
+            Backing::Memory(_) => Ok(()),
+        };
+        if let Err(error) = written {
+            self.backing = Backing::Memory(self.words().iter().map(copied).collect());
+            self.failure = Some(error);
         }
+        if let Backing::Memory(memory) = &self.backing {
+            let (chunks, _) = octets.as_chunks::<8>();
+            for (word, chunk) in memory[words].iter().zip(chunks) {
+                word.store(u64::from_le_bytes(*chunk).to_le(), Ordering::Release);
+            }
+        }
+    }
+
+    /// From now on the file is as one that refuses a store.
+    #[cfg(test)]
+    pub(super) fn refuse(&mut self) {
+        self.backing = Backing::Memory(self.words().iter().map(copied).collect());
+        self.failure = Some(io::ErrorKind::ReadOnlyFilesystem.into());
+    }
+
+    /// Why the file takes no more stores: what was stored since is not in it.
+    #[must_use]
+    pub fn failure(&self) -> Option<&io::Error> {
+        self.failure.as_ref()
     }
 
     /// Copies octets out; `out` is a multiple of 8 long.
     pub fn load_octets(&self, offset: u64, out: &mut [u8]) {
-        assert!(out.len().is_multiple_of(8), "a mapping is read in whole words");
-        let first = word_index(offset);
+        let words = words_of(offset, out.len());
         let (chunks, _) = out.as_chunks_mut::<8>();
-        for (word, chunk) in self.words()[first..first + chunks.len()].iter().zip(chunks) {
+        for (word, chunk) in self.words()[words].iter().zip(chunks) {
             *chunk = u64::from_le(word.load(Ordering::Acquire)).to_le_bytes();
         }
     }
@@ -174,8 +213,9 @@ impl Mapping {
         match &self.backing {
             // SAFETY: the mapping is page-aligned, readable and writable for `len` octets and
             // lives as long as `self`; AtomicU64 has the layout of u64 and allows shared writes;
-            // all access in this process goes through this view, hence is atomic.
-            Backing::File(map) => unsafe {
+            // this process reads through this view only, hence atomically, and writes by the
+            // kernel, as if another process did.
+            Backing::File { map, .. } => unsafe {
                 std::slice::from_raw_parts(map.as_ptr().cast::<AtomicU64>(), map.len() / 8)
             },
             Backing::Memory(words) => words,
@@ -183,7 +223,63 @@ impl Mapping {
     }
 }
 
+/// The words that `octets` octets from `offset` on are.
+fn words_of(offset: u64, octets: usize) -> std::ops::Range<usize> {
+    assert!(octets.is_multiple_of(8), "a mapping is read and stored into in whole words");
+    let first = word_index(offset);
+    first..first + octets / 8
+}
+
+fn copied(word: &AtomicU64) -> AtomicU64 {
+    AtomicU64::new(word.load(Ordering::Acquire))
+}
+
 fn word_index(offset: u64) -> usize {
     assert!(offset.is_multiple_of(8), "words are aligned");
     usize::try_from(offset / 8).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+    #[test]
+    fn what_is_stored_is_in_the_file_and_seen_at_once() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let mut mapping = Mapping::of_file(&file, 4096).unwrap();
+        mapping.store(8, 7);
+        mapping.store_octets(4080, &[1; 16]);
+        let mut octets = [0; 4096];
+        file.read_exact_at(&mut octets, 0).unwrap();
+        assert_eq!((octets[8], octets[4080], octets[4095], mapping.load(8)), (7, 1, 1, 7));
+        assert!(mapping.failure().is_none());
+    }
+
+    #[test]
+    #[should_panic(expected = "outside of its mapping")]
+    fn a_store_behind_the_mapping_is_our_mistake() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        Mapping::of_file(&file, 4096).unwrap().store(4096, 7);
+    }
+
+    /// A file that takes no writes any more, as on a file system that has shut itself down.
+    #[test]
+    fn what_the_file_refuses_is_kept_in_memory() {
+        let flags = MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC;
+        let file = File::from(memfd_create("segment", flags).unwrap());
+        file.set_len(4096).unwrap();
+        let mut mapping = Mapping::of_file(&file, 4096).unwrap();
+        mapping.store(0, 1);
+        fcntl_add_seals(&file, SealFlags::FUTURE_WRITE).unwrap();
+        mapping.store(8, 2);
+        let failure = mapping.failure().map(io::Error::kind);
+        assert_eq!(failure, Some(io::ErrorKind::PermissionDenied));
+        assert_eq!((mapping.load(0), mapping.load(8)), (1, 2));
+        let mut octets = [0; 16];
+        file.read_exact_at(&mut octets, 0).unwrap();
+        assert_eq!((octets[0], octets[8]), (1, 0));
+    }
 }

@@ -9,7 +9,7 @@ use std::io;
 
 use super::batch::Phase;
 use super::live::Segment;
-use super::{Effect, EffectId, Purpose, Queue, STATE_SYNC_MS};
+use super::{Effect, EffectId, Event, Purpose, Queue, STATE_SYNC_MS};
 use crate::mail::Now;
 
 impl Queue {
@@ -18,7 +18,7 @@ impl Queue {
         let Some(purpose) = self.purposes.remove(&id) else {
             unreachable!("an effect was reported that is not under way")
         };
-        let ok = result.is_ok();
+        let ok = result.is_ok() && self.took_stores(purpose);
         match purpose {
             Purpose::Make(_) | Purpose::Read => {
                 unreachable!("the results of makings and readings have their own ways in")
@@ -45,6 +45,22 @@ impl Queue {
                 }
             }
         }
+    }
+
+    /// Was all that was stored into the segment that was synced taken by its file?
+    fn took_stores(&mut self, purpose: Purpose) -> bool {
+        let (Purpose::CommitSync(synced) | Purpose::StateSync(synced) | Purpose::Recycle(synced)) =
+            purpose
+        else {
+            return true;
+        };
+        let live = &self.segments[synced];
+        let Some(error) = live.store_failure() else { return true };
+        if !live.poisoned {
+            let (segment, error) = (live.header.segment, error.to_string());
+            self.events.push_back(Event::Unstorable { segment, error });
+        }
+        false
     }
 
     /// Tells the queue the time: words that changed long enough ago are synced.

@@ -20,6 +20,7 @@ mod forward;
 mod inspect;
 mod recovery;
 mod room;
+mod stores;
 
 const MIB: u64 = 1 << 20;
 
@@ -52,6 +53,7 @@ struct Rig<M: Medium> {
     committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
     failed: Vec<Ticket>,
     intake: Vec<Option<Closed>>,
+    unstorable: Vec<SegmentId>,
     /// No segment can be made, for this reason.
     no_space: Option<io::ErrorKind>,
     /// Every write and sync fails.
@@ -95,6 +97,7 @@ impl<M: Medium> Rig<M> {
             committed: BTreeMap::new(),
             failed: Vec::new(),
             intake: Vec::new(),
+            unstorable: Vec::new(),
             no_space: None,
             failing_for_ever: false,
             hold_makes: false,
@@ -133,6 +136,7 @@ impl<M: Medium> Rig<M> {
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
                 Event::Held { mid, rids, what: _ } => self.held_events.push((mid, rids)),
+                Event::Unstorable { segment, error: _ } => self.unstorable.push(segment),
                 Event::Intake(closed) => self.intake.push(closed),
             }
         }
@@ -602,7 +606,7 @@ fn of_two_copies_the_higher_one_counts() {
             Slot::Extents(extents) => Slot::Extents(extents),
         };
         let octets = copied.encode(segment.place, slot);
-        segment.store_slot(slot, &octets);
+        segment.store_slots(slot, &[octets]);
     }
     segment.store_state(2, StateWord::READY, Mono(0));
     let mut rig = Rig::open(medium.clone(), options(8 * MIB));

@@ -162,6 +162,10 @@ impl Shard {
                     self.not_committed(waiter.expect("every ticket has one waiter"));
                 }
                 Some(Event::Held { mid, rids, what }) => self.hold_damaged(mid, &rids, what),
+                Some(Event::Unstorable { segment, error }) => {
+                    let text = format!("queue: cannot store into segment {segment:?}: {error}");
+                    self.log(|log, now| log.critical(now, &text));
+                }
                 Some(Event::Intake(Some(why))) => {
                     let text = format!("queue: new mail is refused with 452 from now on: {why}");
                     self.log(|log, now| log.warning(now, &text));

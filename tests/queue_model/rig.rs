@@ -232,6 +232,7 @@ impl Rig {
                 Event::Failed { ticket } => self.failed.push(ticket),
                 Event::Held { mid, rids, what } => panic!("{mid} {rids:?} held: {what}"),
                 Event::Accepted { ticket, .. } => self.accepted.push(ticket),
+                Event::Unstorable { segment, error } => panic!("{segment:?}: {error}"),
                 Event::Intake(_) => {}
             }
         }

@@ -81,12 +81,13 @@ fn adopted() -> Scene {
 }
 
 fn older_generation() -> Scene {
-    let (medium, rig) = three();
+    let (medium, mut rig) = three();
     let segment = &rig.queue.segments[0];
     let header = Header { generation: 2, ..segment.header };
     let place = TablePlace { seed: header.seed(), generation: 2 };
     let Ok(Slot::Message(message)) = segment.slot(5) else { panic!("no message slot") };
-    segment.store_slot(9, &Slot::Message(message).encode(place, 9));
+    let octets = Slot::Message(message).encode(place, 9);
+    rig.queue.segments[0].store_slots(9, &[octets]);
     Scene { aside: &[1], readable: 0, ..scene(medium, 0, (0, 0)) }
 }
 
@@ -122,7 +123,7 @@ fn superseded() -> Scene {
     ];
     for (slot, copy) in (6..).zip(copies) {
         let octets = copy.encode(segment.place, slot);
-        segment.store_slot(slot, &octets);
+        segment.store_slots(slot, &[octets]);
     }
     segment.store_state(6, StateWord::READY, Mono(0));
     scene(medium, 3, (0, 0))
