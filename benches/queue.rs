@@ -6,9 +6,12 @@
 //!
 //! `engine` is [`Queue`] with its files, its effects carried out one by one through the shard's
 //! ring as a shard does it: append, write, slots, one fdatasync, 250, and the recipient settled.
+//! While one sync is under way the next batch comes in, and what was committed is settled: at the
+//! start of each commit as many messages wait as the row says.
 //! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
 //! written full before, and sync it once per batch: through the same ring, and by the two plain
-//! system calls. Latency is from the append of a message to its commit.
+//! system calls. Their next batch needs no work. Latency is from the append of a message to its
+//! commit, hence with the sync of the batch before.
 
 #![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the data plane does not")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
@@ -22,7 +25,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use common::{Arguments, micros};
@@ -36,9 +41,10 @@ use ringpost::queue::{
     Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
     Spool, Ticket,
 };
-use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
+use ringpost::shard::connection::{Connection, Happened};
+use ringpost::shard::io::{self as ring, Backend, BoundListener, Files, Gather, Piece, Socket};
 
-const USAGE: &str = "cargo bench --bench queue -- [--entries N] [--shards N] [--segment OCTETS] \
+const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--shards N] [--segment OCTETS] \
                      [--seconds N] [--io ring|epoll] [--spool DIR] [--json] [--test]";
 
 const BATCHES: [usize; 4] = [1, 20, 100, 1000];
@@ -144,7 +150,7 @@ struct Extent {
 }
 
 fn main() {
-    let known = ["entries", "shards", "segment", "seconds", "io", "spool", "recover"];
+    let known = ["batch", "entries", "shards", "segment", "seconds", "io", "spool", "recover"];
     let arguments = Arguments::read(USAGE, &known);
     if let Some(spool) = arguments.text("recover") {
         return recover(Path::new(spool));
@@ -165,8 +171,13 @@ fn main() {
         }
     };
     let folder = common::folder(&arguments);
+    let batches = match arguments.number("batch") {
+        Some(batch) => vec![usize::try_from(batch).unwrap().clamp(1, BATCHES[3])],
+        None => BATCHES.to_vec(),
+    };
     if seconds != Some(Duration::ZERO) {
-        ring::run(backend, commits(backend, folder.path(), extent, arguments.json)).unwrap();
+        ring::run(backend, commits(backend, folder.path(), extent, (&batches, arguments.json)))
+            .unwrap();
     }
     let few = if smoke { 2_000 } else { 100_000 };
     let entries = arguments.number("entries").unwrap_or(few);
@@ -184,12 +195,17 @@ fn main() {
 
 /// The rows of all batches. The three loops take turns in short slices, so that a disk which
 /// changes its mood does so to all of them.
-async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
+async fn commits(
+    backend: Backend,
+    folder: &Path,
+    extent: Extent,
+    (batches, json): (&[usize], bool),
+) {
     let bare_file = prewritten(&folder.join("bare"), extent.segment_octets);
     let files = Files::start(backend).unwrap();
     // A spool's segments are 1/64 of it.
     let spool = open_spool(&folder.join("spool"), extent.segment_octets * 64, 1);
-    let mut disk = Disk::open(files.clone(), spool, 0);
+    let mut disk = Disk::open(backend, spool, 0).await;
     disk.warm_up(extent).await;
     if !json {
         println!(
@@ -205,7 +221,7 @@ async fn commits(backend: Backend, folder: &Path, extent: Extent, json: bool) {
             "majflt"
         );
     }
-    for batch in BATCHES {
+    for batch in batches.iter().copied() {
         let (mut engine, mut by_ring) = (Outcome::none(), Outcome::none());
         let mut by_pwrite = Outcome::none();
         for _ in 0..SLICES {
@@ -296,6 +312,36 @@ fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
     meter.end()
 }
 
+/// A connection to itself: whoever waits for its octets lets the kernel begin what was asked of it
+/// before, as a shard does between two clients.
+struct Line {
+    near: Connection,
+    far: Connection,
+}
+
+impl Line {
+    async fn open(backend: Backend) -> Self {
+        let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 1, 0).unwrap();
+        let address = bound.local_addr().unwrap();
+        let listener = bound.open(backend).unwrap();
+        let connecting = Socket::to(backend, address, None, 0).unwrap();
+        let (near, far) = tokio::join!(connecting.stands(), listener.accept());
+        let (near, far) = (near.unwrap(), far.unwrap().open(backend).unwrap());
+        let (near, far) =
+            (Connection::new(near, Rc::default()), Connection::new(far, Rc::default()));
+        Self { near, far }
+    }
+
+    /// Sends one octet and waits until it has come.
+    async fn pass(&mut self) {
+        self.near.send(Gather::from(vec![b'.']));
+        let (sent, received) = tokio::join!(self.near.next(), self.far.next());
+        assert!(matches!(sent, Happened::Sent(Ok(()))));
+        assert!(matches!(received, Happened::Received(Ok(1))));
+        self.far.done_with(1);
+    }
+}
+
 /// A queue with its files: what a shard has of them.
 struct Disk {
     queue: Queue,
@@ -303,8 +349,11 @@ struct Disk {
     files: Files,
     segments: HashMap<SegmentId, ring::File>,
     waiting: HashMap<Ticket, Instant>,
+    /// Messages that came in for the next commit.
+    come: usize,
     /// Committed and not settled.
     unsettled: Vec<Handle>,
+    line: Line,
     envelope: Envelope,
     /// Taken in turn.
     bodies: VecDeque<Arc<Body>>,
@@ -319,7 +368,9 @@ fn open_spool(path: &Path, octets_max: u64, shards: u8) -> Spool {
 }
 
 impl Disk {
-    fn open(files: Files, spool: Spool, shard: u8) -> Self {
+    async fn open(backend: Backend, spool: Spool, shard: u8) -> Self {
+        let files = Files::start(backend).unwrap();
+        let line = Line::open(backend).await;
         let medium = spool.medium();
         let options = spool.options(ShardId(shard), 0);
         let opened = Queue::open(&medium, options, ring::now()).unwrap();
@@ -342,10 +393,30 @@ impl Disk {
         };
         let bodies = (0..BATCHES[3]).map(|_| body_of(BODY_OCTETS)).collect();
         let (waiting, unsettled) = (HashMap::new(), Vec::new());
-        Self { queue, medium, files, segments, waiting, unsettled, envelope, bodies, _spool: spool }
+        Self {
+            queue,
+            medium,
+            files,
+            segments,
+            waiting,
+            come: 0,
+            unsettled,
+            line,
+            envelope,
+            bodies,
+            _spool: spool,
+        }
+    }
+
+    /// Messages come in until `waiting` wait for the next commit.
+    fn come_in(&mut self, waiting: usize) {
+        for _ in self.come..waiting {
+            self.append();
+        }
     }
 
     fn append(&mut self) {
+        self.come += 1;
         // Each message that waits has octets of its own, as one that came from a client has.
         self.bodies.rotate_left(1);
         let body = self.bodies[0].clone();
@@ -363,17 +434,51 @@ impl Disk {
         self.waiting.insert(ticket, Instant::now());
     }
 
-    /// Carries out one effect; false when there is none.
-    async fn step(&mut self) -> bool {
+    /// Carries out one effect; false when there is none. While a sync is under way, messages come
+    /// in until `waiting` wait for the next commit, and effects go on.
+    async fn step(&mut self, waiting: usize) -> bool {
         let Some(effect) = self.queue.next_effect() else { return false };
+        let Effect::Sync { id, segment } = effect else {
+            self.perform(effect).await;
+            return true;
+        };
+        let file = self.segments[&segment].clone();
+        let mut sync = std::pin::pin!(file.sync_data());
+        // Begun by the first poll, and given to the kernel when this thread next waits.
+        let begun = std::future::poll_fn(|cx| Poll::Ready(sync.as_mut().poll(cx))).await;
+        let result = match begun {
+            Poll::Ready(result) => result,
+            Poll::Pending => {
+                self.line.pass().await;
+                self.come_in(waiting);
+                while let Some(effect) = self.queue.next_effect() {
+                    self.perform(effect).await;
+                }
+                settle(&mut self.queue, &mut self.unsettled);
+                sync.await
+            }
+        };
+        self.queue.handle_done(id, result);
+        true
+    }
+
+    /// Carries out an effect; a sync stands for itself.
+    async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
                 let made = self.make(segment, octets, map_octets, &header);
                 self.queue.handle_made(id, made);
             }
             Effect::Write { id, segment, offset, chunks } => {
+                self.come = 0;
                 let gather = Gather::new(chunks.into_iter().map(piece).collect());
-                let result = self.segments[&segment].write_at(gather, offset).await;
+                let Self { segments, line, queue, unsettled, .. } = self;
+                let meanwhile = async {
+                    line.pass().await;
+                    settle(queue, unsettled);
+                };
+                let (result, ()) =
+                    tokio::join!(segments[&segment].write_at(gather, offset), meanwhile);
                 self.queue.handle_done(id, result);
             }
             Effect::Read { id, plan } => {
@@ -385,7 +490,6 @@ impl Disk {
                 self.queue.handle_done(id, result);
             }
         }
-        true
     }
 
     async fn read(&self, plan: &ReadPlan) -> io::Result<Vec<u8>> {
@@ -425,20 +529,25 @@ impl Disk {
     async fn commit(&mut self, waiting: usize, row_for: Duration) -> Outcome {
         let mut meter = Meter::start();
         while meter.start.elapsed() < row_for {
-            for _ in self.waiting.len()..waiting {
-                self.append();
+            if self.waiting.is_empty() {
+                self.come_in(waiting);
             }
-            while !self.waiting.is_empty() {
-                assert!(self.step().await, "messages wait and nothing is to be done");
-                self.hear(&mut meter);
-            }
+            self.step_and_hear(waiting, &mut meter).await;
             self.queue.tick(ring::now());
-            for handle in self.unsettled.drain(..) {
-                let change = self.queue.deleted(handle, Rid(0));
-                assert!(change.applied, "a recipient was settled twice");
-            }
         }
-        meter.end()
+        let outcome = meter.end();
+        // The next row begins without messages of this one.
+        let mut unmeasured = Meter::start();
+        while !self.waiting.is_empty() {
+            self.step_and_hear(0, &mut unmeasured).await;
+        }
+        settle(&mut self.queue, &mut self.unsettled);
+        outcome
+    }
+
+    async fn step_and_hear(&mut self, waiting: usize, meter: &mut Meter) {
+        assert!(self.step(waiting).await, "messages wait and nothing is to be done");
+        self.hear(meter);
     }
 
     /// Brings the queue to where it takes up segments that it has used before, and makes none.
@@ -447,7 +556,7 @@ impl Disk {
         loop {
             let (made, mut done) = (self.segments.len(), 0);
             while done < messages {
-                done += self.commit(1000, Duration::from_millis(1)).await.records;
+                done += self.commit(1000, Duration::from_millis(100)).await.records;
             }
             if self.segments.len() == made {
                 return;
@@ -458,7 +567,15 @@ impl Disk {
     /// Ends in good order.
     async fn end(mut self) {
         self.queue.flush();
-        while self.step().await {}
+        while self.step(0).await {}
+    }
+}
+
+/// Settles what was committed.
+fn settle(queue: &mut Queue, unsettled: &mut Vec<Handle>) {
+    for handle in unsettled.drain(..) {
+        let change = queue.deleted(handle, Rid(0));
+        assert!(change.applied, "a recipient was settled twice");
     }
 }
 
@@ -477,7 +594,7 @@ fn body_of(octets: usize) -> Arc<Body> {
 /// message, of [`DOMAINS`] receiving domains.
 async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries: u64) {
     let spool = open_spool(spool, (entries * ENTRY_OCTETS).max(1 << 30), shards);
-    let mut disk = Disk::open(Files::start(backend).unwrap(), spool, shard);
+    let mut disk = Disk::open(backend, spool, shard).await;
     disk.bodies = [body_of(SMALL_OCTETS)].into();
     let (mut meter, mut appended) = (Meter::start(), 0);
     let entries =
@@ -491,8 +608,7 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
         }
         appended += batch;
         while !disk.waiting.is_empty() {
-            assert!(disk.step().await, "messages wait and nothing is to be done");
-            disk.hear(&mut meter);
+            disk.step_and_hear(0, &mut meter).await;
         }
         disk.queue.tick(ring::now());
     }
