@@ -44,8 +44,9 @@ use ringpost::queue::{
 use ringpost::shard::connection::{Connection, Happened};
 use ringpost::shard::io::{self as ring, Backend, BoundListener, Files, Gather, Piece, Socket};
 
-const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--shards N] [--segment OCTETS] \
-                     [--seconds N] [--io ring|epoll] [--spool DIR] [--json] [--test]";
+const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--shards N] \
+                     [--segment OCTETS] [--seconds N] [--io ring|epoll] [--spool DIR] [--json] \
+                     [--test]";
 
 const BATCHES: [usize; 4] = [1, 20, 100, 1000];
 /// Slices of a row.
