@@ -67,12 +67,12 @@ fn what_was_answered_survives_kill_9(io: &str) {
                 starts += 1;
             }
         }
-        let begun = engine.log().matches("Begin Logfile").count();
+        let before = engine.log_octets();
         let start = Instant::now();
         engine.launch();
         let back = start.elapsed();
         usual_us = u64::try_from(back.min(START_MAX).as_micros()).unwrap();
-        engine.wait_log_count("Begin Logfile", begun + 1);
+        engine.wait_log_behind(before, "Begin Logfile");
         engine.assert_conservation();
         let found = engine.metric("ringpost_recipients_accepted_total{source=\"found_at_start\"}");
         eprintln!("io = {io}, round {round}: back after {back:?}, found {found} recipients");

@@ -16,7 +16,7 @@ pub mod seccomp;
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -215,6 +215,23 @@ impl Engine {
     /// The mail log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("mail_logs")).unwrap_or_default()
+    }
+
+    /// Octets of the log so far.
+    pub fn log_octets(&self) -> u64 {
+        fs::metadata(self.path("mail_logs")).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Waits until `text` stands in the log behind its first `octets` octets: after a long life
+    /// the whole of it takes seconds to read.
+    pub fn wait_log_behind(&self, octets: u64, text: &str) {
+        self.wait(&format!("{text:?} in the log behind {octets} octets"), || {
+            let mut file = fs::File::open(self.path("mail_logs")).unwrap();
+            file.seek(SeekFrom::Start(octets)).unwrap();
+            let mut added = Vec::new();
+            file.read_to_end(&mut added).unwrap();
+            String::from_utf8_lossy(&added).contains(text)
+        });
     }
 
     /// The bodies of the log's lines, without date and level.
