@@ -610,6 +610,8 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
         appended += batch;
         while !disk.waiting.is_empty() {
             disk.step_and_hear(0, &mut meter).await;
+            // They stay in the queue.
+            disk.unsettled.clear();
         }
         disk.queue.tick(ring::now());
     }
@@ -628,6 +630,7 @@ fn recover(path: &Path) {
     let anonymous = common::anonymous_octets().saturating_sub(anonymous);
     let faults = common::major_faults() - faults;
     let entries = opened.recovered.found_recipients;
+    assert!(entries > 0, "nothing was found of what was filled in");
     let index = opened.queue.usage().index_octets;
     let each = |octets: f64| octets / entries as f64;
     if std::env::args().any(|word| word == "--json") {
