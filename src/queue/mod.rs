@@ -5,10 +5,9 @@
 //! is told their results. Only [`Queue::open`] blocks.
 //!
 //! The flow of a message: [`Queue::append`] -> one gathered [`Effect::Write`] for all that came
-//! meanwhile, also while the commit before is synced -> the slots are stored into the mapped
-//! table, the message slot last -> one [`Effect::Sync`] -> [`Event::Committed`] with its [`Safe`].
-//! Settling a recipient is one store of its state word, synced by the next commit or at most
-//! [`STATE_SYNC_MS`] later.
+//! meanwhile -> the slots are stored into the mapped table, the message slot last -> one
+//! [`Effect::Sync`] -> [`Event::Committed`] with its [`Safe`]. Settling a recipient is one store
+//! of its state word, synced by the next commit or at most [`STATE_SYNC_MS`] later.
 //!
 //! | file | holds |
 //! |---|---|
