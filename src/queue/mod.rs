@@ -217,7 +217,7 @@ pub enum Effect {
         /// What to read.
         plan: ReadPlan,
     },
-    /// fdatasync the segment's file, while other effects go on; then [`Queue::handle_done`].
+    /// fdatasync the segment's file; then [`Queue::handle_done`].
     Sync {
         /// Names the effect.
         id: EffectId,
@@ -350,9 +350,7 @@ pub struct Queue {
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
-    /// The commit whose octets are written, and the one before it, which is synced.
-    writing: Option<batch::Commit>,
-    syncing: Option<batch::Commit>,
+    commit: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
     forward: Option<forward::Forward>,
@@ -417,7 +415,7 @@ impl Queue {
     /// What the queue takes.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let under_way = self.commits().map(batch::Commit::messages).sum::<usize>();
+        let under_way = self.commit.as_ref().map_or(0, batch::Commit::messages);
         Usage {
             octets: self.octets(),
             octets_max: self.options.octets_max,
@@ -489,11 +487,6 @@ impl Queue {
 
     fn octets(&self) -> u64 {
         self.segments.iter().map(|segment| segment.geometry.octets).sum()
-    }
-
-    /// The commits under way.
-    fn commits(&self) -> impl Iterator<Item = &batch::Commit> {
-        self.writing.iter().chain(&self.syncing)
     }
 
     fn effect_id(&mut self, purpose: Purpose) -> EffectId {

@@ -15,7 +15,6 @@ use crate::mail::{
 };
 
 mod adopt;
-mod ahead;
 mod early;
 mod forward;
 mod inspect;
