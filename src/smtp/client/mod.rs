@@ -41,8 +41,6 @@ mod ready;
 mod session;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod train_tests;
 
 use std::ops::Range;
 use std::sync::Arc;
