@@ -451,11 +451,11 @@ impl Disk {
             Poll::Ready(result) => result,
             Poll::Pending => {
                 self.line.pass().await;
+                self.settle();
                 self.come_in(waiting);
                 while let Some(effect) = self.queue.next_effect() {
                     self.perform(effect).await;
                 }
-                settle(&mut self.queue, &mut self.unsettled);
                 sync.await
             }
         };
@@ -473,13 +473,7 @@ impl Disk {
             Effect::Write { id, segment, offset, chunks } => {
                 self.come = 0;
                 let gather = Gather::new(chunks.into_iter().map(piece).collect());
-                let Self { segments, line, queue, unsettled, .. } = self;
-                let meanwhile = async {
-                    line.pass().await;
-                    settle(queue, unsettled);
-                };
-                let (result, ()) =
-                    tokio::join!(segments[&segment].write_at(gather, offset), meanwhile);
+                let result = self.segments[&segment].write_at(gather, offset).await;
                 self.queue.handle_done(id, result);
             }
             Effect::Read { id, plan } => {
@@ -542,8 +536,16 @@ impl Disk {
         while !self.waiting.is_empty() {
             self.step_and_hear(0, &mut unmeasured).await;
         }
-        settle(&mut self.queue, &mut self.unsettled);
+        self.settle();
         outcome
+    }
+
+    /// Settles what was committed.
+    fn settle(&mut self) {
+        for handle in self.unsettled.drain(..) {
+            let change = self.queue.deleted(handle, Rid(0));
+            assert!(change.applied, "a recipient was settled twice");
+        }
     }
 
     async fn step_and_hear(&mut self, waiting: usize, meter: &mut Meter) {
@@ -569,14 +571,6 @@ impl Disk {
     async fn end(mut self) {
         self.queue.flush();
         while self.step(0).await {}
-    }
-}
-
-/// Settles what was committed.
-fn settle(queue: &mut Queue, unsettled: &mut Vec<Handle>) {
-    for handle in unsettled.drain(..) {
-        let change = queue.deleted(handle, Rid(0));
-        assert!(change.applied, "a recipient was settled twice");
     }
 }
 

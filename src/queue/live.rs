@@ -233,7 +233,7 @@ impl Segment {
 
     #[cfg(test)]
     pub(super) fn refuse_stores(&mut self) {
-        self.map.refuse();
+        self.map.leave_file(io::ErrorKind::ReadOnlyFilesystem.into());
     }
 
     /// Why stores into it are refused.

@@ -5,10 +5,10 @@
 //! decision.
 //!
 //! A mapping is read as memory and stored into through its file. After each sync its pages are
-//! write-protected: a store into one takes a fault, and ext4 then commits its journal with the
-//! next fdatasync, which makes that several times as slow as after a write of the same octets. On
-//! a file system that has shut itself down such a fault is SIGBUS, the end of the process; a write
-//! comes back with an error.
+//! write-protected, so that the next store into one takes a fault. On a file system that has shut
+//! itself down that fault is SIGBUS, the end of the process, where a write comes back with an
+//! error; and where the page cache holds the page in a large folio, ext4 commits its journal with
+//! the fdatasync after it, which then takes several times as long as after a write.
 //!
 //! Diagnostics: errors of the medium are handed up unchanged. An access outside of a mapping is
 //! our own mistake and panics.
@@ -176,8 +176,7 @@ impl Mapping {
             Backing::Memory(_) => Ok(()),
         };
         if let Err(error) = written {
-            self.backing = Backing::Memory(self.words().iter().map(copied).collect());
-            self.failure = Some(error);
+            self.leave_file(error);
         }
         if let Backing::Memory(memory) = &self.backing {
             let (chunks, _) = octets.as_chunks::<8>();
@@ -187,11 +186,11 @@ impl Mapping {
         }
     }
 
-    /// From now on the file is as one that refuses a store.
-    #[cfg(test)]
-    pub(super) fn refuse(&mut self) {
+    /// Goes on in memory, with what the file holds now: it has refused a store.
+    pub(super) fn leave_file(&mut self, error: io::Error) {
+        let copied = |word: &AtomicU64| AtomicU64::new(word.load(Ordering::Acquire));
         self.backing = Backing::Memory(self.words().iter().map(copied).collect());
-        self.failure = Some(io::ErrorKind::ReadOnlyFilesystem.into());
+        self.failure = Some(error);
     }
 
     /// Why the file takes no more stores: what was stored since is not in it.
@@ -228,10 +227,6 @@ fn words_of(offset: u64, octets: usize) -> std::ops::Range<usize> {
     assert!(octets.is_multiple_of(8), "a mapping is read and stored into in whole words");
     let first = word_index(offset);
     first..first + octets / 8
-}
-
-fn copied(word: &AtomicU64) -> AtomicU64 {
-    AtomicU64::new(word.load(Ordering::Acquire))
 }
 
 fn word_index(offset: u64) -> usize {
