@@ -3,6 +3,9 @@
 //! Owns: the order on which the promise rests: octets written, then slots stored (message slot
 //! last), then synced, then [`Safe`]. Never: a retry of a failed write or sync.
 //!
+//! While one commit is synced the next one collects. From [`AHEAD_OCTETS`] on its octets are
+//! written meanwhile, so that a busy disk goes from one sync to the next.
+//!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
 use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
@@ -18,6 +21,10 @@ use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
 pub(super) const COMMIT_OCTETS_MAX: u64 = 16 << 20;
+
+/// As much as this is written while the commit before is synced; less is not worth a write.
+const AHEAD_OCTETS: u64 = 256 << 10;
+
 /// An append that waits for its commit.
 pub(super) struct Pending {
     pub(super) ticket: Ticket,
@@ -66,15 +73,9 @@ pub(super) struct Commit {
     pub(super) extent_segments: Vec<usize>,
     pub(super) extents: Vec<(usize, u32)>,
     pub(super) moves: Vec<Moved>,
-    pub(super) phase: Phase,
+    /// Writes, and then syncs, that have not ended.
+    pub(super) left: usize,
     pub(super) failed: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Phase {
-    Writing { left: usize },
-    Written,
-    Syncing { left: usize },
 }
 
 pub(super) struct Placed {
@@ -95,6 +96,10 @@ pub(super) struct Gather {
     pub(super) commit: Commit,
     pub(super) chunks: Vec<Chunk>,
     pub(super) buffer: Vec<u8>,
+    /// Where this write begins, and behind which slots.
+    pub(super) start: u64,
+    pub(super) slots_before: usize,
+    /// Where its next octet goes.
     pub(super) at: u64,
     pub(super) extent_writes: Vec<(usize, u64, Chunk)>,
 }
@@ -151,11 +156,9 @@ impl Queue {
 
     /// Issues what can be issued now.
     pub(super) fn advance(&mut self) {
-        if self.commit.as_ref().is_some_and(|commit| commit.phase == Phase::Written) {
-            self.start_commit_sync();
-        }
-        if self.commit.is_none() && !(self.pending.is_empty() && self.moves.is_empty()) {
-            self.begin_commit();
+        self.start_commit_sync();
+        if self.is_write_due() {
+            self.begin_write();
         }
         self.prepare_spares();
         self.watch_intake();
@@ -194,12 +197,28 @@ impl Queue {
         })
     }
 
-    fn begin_commit(&mut self) {
+    /// Is something to be written now? Behind a running sync only what is worth it; before one
+    /// that only waits for its writes, nothing.
+    fn is_write_due(&self) -> bool {
+        if self.syncing.is_some() {
+            let failed = self.writing.as_ref().is_some_and(|commit| commit.failed);
+            return self.pending_octets >= AHEAD_OCTETS && !failed;
+        }
+        self.writing.is_none() && !(self.pending.is_empty() && self.moves.is_empty())
+    }
+
+    /// Writes what waits, as a new commit or as more of the one that is being written.
+    fn begin_write(&mut self) {
         let fits = |active| match (self.pending.front(), self.moves.front()) {
             (Some(first), _) => self.fits(active, first, 0, 0),
             (None, Some(first)) => self.move_fits(active, first, 0, 0),
             (None, None) => true,
         };
+        if let Some(commit) = &self.writing
+            && (self.active != Some(commit.segment) || !fits(commit.segment))
+        {
+            return;
+        }
         if let Some(active) = self.active.filter(|active| !fits(*active)) {
             self.active = None;
             self.segments[active].seal();
@@ -223,10 +242,10 @@ impl Queue {
             if pending.early.is_some_and(|key| !self.early_needs_write(key)) {
                 continue;
             }
-            let gathered = gather.at - gather.commit.body_start;
-            let slots = count(gather.commit.slots.len());
-            let many = gather.commit.messages.len() >= self.options.commit_messages_max;
-            if many || gathered > COMMIT_OCTETS_MAX || !self.fits(active, &pending, slots, gathered)
+            let (slots, octets) = gather.taken();
+            if gather.commit.messages.len() >= self.options.commit_messages_max
+                || gather.is_full()
+                || !self.fits(active, &pending, slots, octets)
             {
                 self.pending.push_front(pending);
                 break;
@@ -250,18 +269,15 @@ impl Queue {
         }
         self.count_pending();
         self.place_moves(&mut gather);
-        if !gather.commit.slots.is_empty() {
-            self.write(gather);
-        }
+        self.write(gather);
     }
 
     /// Copies go with what is appended, behind it.
     fn place_moves(&mut self, gather: &mut Gather) {
         while let Some(first) = self.moves.front() {
-            let gathered = gather.at - gather.commit.body_start;
-            let slots = count(gather.commit.slots.len());
-            let fits = self.move_fits(gather.commit.segment, first, slots, gathered);
-            if gathered > COMMIT_OCTETS_MAX || !fits {
+            let (slots, octets) = gather.taken();
+            let fits = self.move_fits(gather.commit.segment, first, slots, octets);
+            if gather.is_full() || !fits {
                 return;
             }
             if let Some(moving) = self.moves.pop_front() {
@@ -325,21 +341,27 @@ impl Queue {
     }
 
     fn write(&mut self, gather: Gather) {
-        let Gather { mut commit, mut chunks, buffer, at, extent_writes } = gather;
+        let (slots, _) = gather.taken();
+        let Gather { mut commit, mut chunks, buffer, start, at, extent_writes, .. } = gather;
+        if slots == 0 {
+            // Nothing was taken in; earlier writes of the commit may be under way.
+            self.writing = Some(commit).filter(|commit| !commit.slots.is_empty());
+            return;
+        }
         if !buffer.is_empty() {
             let (end, facts) = (buffer.len(), MessageFacts::default());
             let body = Arc::new(Body { bytes: buffer, facts });
             self.gathered = Some(body.clone());
             chunks.push(Chunk::Shared { body, start: 0, end });
         }
-        commit.phase = Phase::Writing { left: 1 + extent_writes.len() };
+        commit.left += 1 + extent_writes.len();
         let segment = &mut self.segments[commit.segment];
-        segment.next_slot += count(commit.slots.len());
+        segment.next_slot += slots;
         segment.next_body = at;
-        let (name, offset, segment) = (segment.header.segment, commit.body_start, commit.segment);
-        self.commit = Some(commit);
+        let (name, segment) = (segment.header.segment, commit.segment);
+        self.writing = Some(commit);
         let id = self.effect_id(Purpose::CommitWrite(segment));
-        self.effects.push_back(Effect::Write { id, segment: name, offset, chunks });
+        self.effects.push_back(Effect::Write { id, segment: name, offset: start, chunks });
         for (segment, offset, chunk) in extent_writes {
             let name = self.segments[segment].header.segment;
             let id = self.effect_id(Purpose::CommitWrite(segment));
@@ -348,33 +370,34 @@ impl Queue {
         }
     }
 
-    /// One write or sync of the commit was done.
-    pub(super) fn commit_step(&mut self, ok: bool) {
-        let Some(commit) = &mut self.commit else {
-            unreachable!("a result without a commit under way")
+    /// One write of a commit has ended.
+    pub(super) fn commit_written(&mut self, ok: bool) {
+        let Some(commit) = &mut self.writing else {
+            unreachable!("a write has ended that belongs to no commit")
         };
         commit.failed |= !ok;
-        match &mut commit.phase {
-            Phase::Written => unreachable!("a result between writing and syncing"),
-            Phase::Writing { left } => {
-                *left -= 1;
-                if *left == 0 {
-                    commit.phase = Phase::Written;
-                    self.start_commit_sync();
-                }
-            }
-            Phase::Syncing { left } => {
-                *left -= 1;
-                if *left == 0 {
-                    self.finish_commit();
-                }
-            }
+        commit.left -= 1;
+        self.start_commit_sync();
+    }
+
+    /// One sync of a commit has ended.
+    pub(super) fn commit_synced(&mut self, ok: bool) {
+        let Some(commit) = &mut self.syncing else {
+            unreachable!("a sync has ended that belongs to no commit")
+        };
+        commit.failed |= !ok;
+        commit.left -= 1;
+        if commit.left == 0 {
+            self.finish_commit();
         }
     }
 
     /// All octets are written: stores the slots and syncs, as soon as no other sync runs.
     fn start_commit_sync(&mut self) {
-        let Some(commit) = &mut self.commit else { return };
+        let Some(commit) = self.writing.as_mut().filter(|commit| commit.left == 0) else { return };
+        if self.syncing.is_some() {
+            return;
+        }
         let all = || commit.extent_segments.iter().chain([&commit.segment]);
         if all().any(|segment| self.segments[*segment].poisoned) {
             commit.failed = true;
@@ -388,8 +411,9 @@ impl Queue {
             return;
         }
         let segments: Vec<usize> = all().copied().collect();
-        commit.phase = Phase::Syncing { left: segments.len() };
+        commit.left = segments.len();
         self.store_slots();
+        self.syncing = self.writing.take();
         for segment in segments {
             self.start_sync(segment, Purpose::CommitSync(segment));
         }
@@ -397,7 +421,7 @@ impl Queue {
 
     /// Stores the slots of the commit, each entry in the state it has at this moment.
     fn store_slots(&mut self) {
-        let Some(mut commit) = self.commit.take() else { return };
+        let Some(mut commit) = self.writing.take() else { return };
         let place = self.segments[commit.segment].place;
         for i in 0..commit.messages.len() {
             let Placed { first_slot, early: Some(key), .. } = commit.messages[i] else { continue };
@@ -407,12 +431,12 @@ impl Queue {
             }
         }
         self.segments[commit.segment].store_slots(commit.first_slot, &commit.slots);
-        self.commit = Some(commit);
+        self.writing = Some(commit);
     }
 
     /// The writing failed: nothing of the commit is in the table.
     fn withdraw_unstored(&mut self) {
-        let Some(commit) = self.commit.take() else { return };
+        let Some(commit) = self.writing.take() else { return };
         let segment = &mut self.segments[commit.segment];
         if !segment.poisoned {
             segment.next_slot = commit.first_slot;
@@ -428,12 +452,15 @@ impl Queue {
     }
 
     fn finish_commit(&mut self) {
-        let Some(commit) = self.commit.take() else { return };
+        let Some(commit) = self.syncing.take() else { return };
         self.note_commit(!commit.failed);
         if commit.failed {
             self.withdraw_stored(&commit);
             return;
         }
+        // It may have been given up during the sync, for a smaller message than would have
+        // fitted: it is not free while only some of its messages are entered.
+        self.segments[commit.segment].holds += 1;
         for message in &commit.messages {
             let (slot, entries) = self.group(commit.segment, message.message_slot);
             let mut handles = Vec::with_capacity(1);
@@ -448,9 +475,7 @@ impl Queue {
             };
             let mut handles: Vec<_> = handles.into_iter().map(with_domain).collect();
             if let Some(key) = message.early {
-                let is_open = self.early_committed(key, &handles);
-                self.free_if_empty(segment);
-                if !is_open {
+                if !self.early_committed(key, &handles) {
                     continue;
                 }
                 handles.retain(|(handle, _)| self.index.get(*handle).is_some());
@@ -463,6 +488,8 @@ impl Queue {
             self.switch(commit.segment, moved);
         }
         self.release_sources(&commit.moves);
+        self.segments[commit.segment].holds -= 1;
+        self.free_if_empty(commit.segment);
     }
 
     /// A sync failed: the slots are in the table, and must not be found there at the next start

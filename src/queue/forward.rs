@@ -18,7 +18,7 @@
 
 use std::io;
 
-use super::batch::{Gather, Phase, count};
+use super::batch::{Commit, Gather, count};
 use super::format::{
     self, Entry, ExtentPlace, MessageSlot, OutcomeWord, SegmentKind, Slot, State, StateWord,
 };
@@ -188,7 +188,7 @@ impl Queue {
     /// even when all of them are settled meanwhile.
     pub(super) fn is_being_moved(&self, segment: usize) -> bool {
         let mut waiting = self.reads.values().chain(&self.moves);
-        let mut committing = self.commit.iter().flat_map(|commit| &commit.moves);
+        let mut committing = self.commits().flat_map(|commit| &commit.moves);
         waiting.any(|moving| moving.source == segment)
             || committing.any(|moved| moved.source == segment)
     }
@@ -409,15 +409,15 @@ impl Queue {
         word: Option<StateWord>,
         outcome: Option<OutcomeWord>,
     ) {
-        let Some(commit) = &self.commit else { return };
-        let found = commit.moves.iter().filter(|moved| moved.source == segment).find_map(|moved| {
-            let at = moved.slots.binary_search_by_key(&slot, |(old, _)| *old).ok()?;
-            Some(moved.slots[at].1)
-        });
-        let Some(copy) = found else { return };
-        let (target, stored) = (commit.segment, matches!(commit.phase, Phase::Syncing { .. }));
-        let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
-        if stored {
+        let copy_in = |commit: &Commit| {
+            let mut of_source = commit.moves.iter().filter(|moved| moved.source == segment);
+            of_source.find_map(|moved| {
+                let at = moved.slots.binary_search_by_key(&slot, |(old, _)| *old).ok()?;
+                Some((commit.segment, moved.slots[at].1))
+            })
+        };
+        if let Some((target, copy)) = self.syncing.as_ref().and_then(copy_in) {
+            let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
             let live = &mut self.segments[target];
             if let Some(outcome) = outcome {
                 live.store_outcome(copy, outcome, self.now);
@@ -425,8 +425,11 @@ impl Queue {
             if let Some(word) = word {
                 live.store_state(copy, word, self.now);
             }
-        } else if let Some(commit) = &mut self.commit {
-            commit.set_words(copy, word, outcome, self.segments[target].place);
+        } else if let Some((target, copy)) = self.writing.as_ref().and_then(copy_in) {
+            let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
+            if let Some(commit) = &mut self.writing {
+                commit.set_words(copy, word, outcome, self.segments[target].place);
+            }
         }
     }
 

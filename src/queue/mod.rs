@@ -5,9 +5,10 @@
 //! is told their results. Only [`Queue::open`] blocks.
 //!
 //! The flow of a message: [`Queue::append`] -> one gathered [`Effect::Write`] for all that came
-//! meanwhile -> the slots are stored into the mapped table, the message slot last -> one
-//! [`Effect::Sync`] -> [`Event::Committed`] with its [`Safe`]. Settling a recipient is one store
-//! of its state word, synced by the next commit or at most [`STATE_SYNC_MS`] later.
+//! meanwhile, also while the commit before is synced -> the slots are stored into the mapped
+//! table, the message slot last -> one [`Effect::Sync`] -> [`Event::Committed`] with its [`Safe`].
+//! Settling a recipient is one store of its state word, synced by the next commit or at most
+//! [`STATE_SYNC_MS`] later.
 //!
 //! | file | holds |
 //! |---|---|
@@ -217,7 +218,7 @@ pub enum Effect {
         /// What to read.
         plan: ReadPlan,
     },
-    /// fdatasync the segment's file; then [`Queue::handle_done`].
+    /// fdatasync the segment's file, while other effects go on; then [`Queue::handle_done`].
     Sync {
         /// Names the effect.
         id: EffectId,
@@ -350,7 +351,9 @@ pub struct Queue {
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
-    commit: Option<batch::Commit>,
+    /// The commit whose octets are written, and the one before it, which is synced.
+    writing: Option<batch::Commit>,
+    syncing: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
     forward: Option<forward::Forward>,
@@ -415,7 +418,7 @@ impl Queue {
     /// What the queue takes.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let under_way = self.commit.as_ref().map_or(0, batch::Commit::messages);
+        let under_way = self.commits().map(batch::Commit::messages).sum::<usize>();
         Usage {
             octets: self.octets(),
             octets_max: self.options.octets_max,
@@ -487,6 +490,11 @@ impl Queue {
 
     fn octets(&self) -> u64 {
         self.segments.iter().map(|segment| segment.geometry.octets).sum()
+    }
+
+    /// The commits under way.
+    fn commits(&self) -> impl Iterator<Item = &batch::Commit> {
+        self.writing.iter().chain(&self.syncing)
     }
 
     fn effect_id(&mut self, purpose: Purpose) -> EffectId {

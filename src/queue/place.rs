@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Phase, Placed, count};
+use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Placed, count};
 use super::format::{
     self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, OutcomeWord, RecipientTexts,
     Slot, StateWord, TablePlace, flags,
@@ -14,8 +14,9 @@ use super::{Chunk, NewMessage, Queue};
 use crate::limits;
 use crate::mail::{BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
 
-/// Bodies up to here are copied together: one buffer costs less than many small ones.
-const COPY_OCTETS_MAX: usize = 64 * 1024;
+/// Bodies up to here are copied together with envelopes: below it a piece of its own costs the
+/// write more than the copy.
+const COPY_OCTETS_MAX: usize = 1024;
 
 /// Where the words of an entry stand in its slot.
 const OUTCOME_AT: usize = 112;
@@ -29,21 +30,24 @@ impl Queue {
         let expected = self.pending_octets.min(COMMIT_OCTETS_MAX);
         let buffer = self.take_buffer(usize::try_from(expected).unwrap_or(0));
         let segment = &self.segments[active];
+        let commit = self.writing.take().unwrap_or_else(|| Commit {
+            segment: active,
+            messages: Vec::with_capacity(self.pending.len()),
+            first_slot: segment.next_slot,
+            slots: Vec::with_capacity(self.pending.len() * 2),
+            body_start: segment.next_body,
+            extent_segments: Vec::new(),
+            extents: Vec::new(),
+            moves: Vec::new(),
+            left: 0,
+            failed: false,
+        });
         Gather {
-            commit: Commit {
-                segment: active,
-                messages: Vec::with_capacity(self.pending.len()),
-                first_slot: segment.next_slot,
-                slots: Vec::with_capacity(self.pending.len() * 2),
-                body_start: segment.next_body,
-                extent_segments: Vec::new(),
-                extents: Vec::new(),
-                moves: Vec::new(),
-                phase: Phase::Written,
-                failed: false,
-            },
+            slots_before: commit.slots.len(),
+            commit,
             chunks: Vec::new(),
             buffer,
+            start: segment.next_body,
             at: segment.next_body,
             extent_writes: Vec::new(),
         }
@@ -189,6 +193,16 @@ impl Queue {
 }
 
 impl Gather {
+    /// Slots and octets that this write has taken so far.
+    pub(super) fn taken(&self) -> (u32, u64) {
+        (count(self.commit.slots.len() - self.slots_before), self.at - self.start)
+    }
+
+    /// The commit begins no further message.
+    pub(super) fn is_full(&self) -> bool {
+        self.at - self.commit.body_start > COMMIT_OCTETS_MAX
+    }
+
     /// Octets to be written next.
     pub(super) fn append(&mut self, octets: &[u8]) {
         self.buffer.extend_from_slice(octets);

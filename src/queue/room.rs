@@ -324,8 +324,10 @@ impl Queue {
         let messages = live.header.kind == SegmentKind::Messages && !live.is_remade;
         // One of a shard that is gone is not used again: it may be back at the next start.
         let own = live.header.segment.directory() == self.options.shard.0;
+        // What is committed to it counts when the commit has ended.
+        let committing = || self.commits().any(|commit| commit.segment == segment);
         let known = || self.free.contains(&segment) || self.is_being_moved(segment);
-        if own && idle && empty && settled && messages && !known() {
+        if own && idle && empty && settled && messages && !committing() && !known() {
             self.free.push(segment);
         }
     }

@@ -7,7 +7,6 @@
 
 use std::io;
 
-use super::batch::Phase;
 use super::live::Segment;
 use super::{Effect, EffectId, Event, Purpose, Queue, STATE_SYNC_MS};
 use crate::mail::Now;
@@ -27,11 +26,11 @@ impl Queue {
                 if !ok {
                     self.poison(segment);
                 }
-                self.commit_step(ok);
+                self.commit_written(ok);
             }
             Purpose::CommitSync(segment) => {
                 self.synced(segment, ok);
-                self.commit_step(ok);
+                self.commit_synced(ok);
             }
             Purpose::StateSync(segment) => {
                 self.synced(segment, ok);
@@ -96,7 +95,8 @@ impl Queue {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
-        self.pending.is_empty() && self.commit.is_none() && !self.segments.iter().any(dirty)
+        let commits = self.writing.is_some() || self.syncing.is_some();
+        self.pending.is_empty() && !commits && !self.segments.iter().any(dirty)
     }
 
     /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
@@ -131,9 +131,7 @@ impl Queue {
             return;
         }
         self.ids.reserved(live.header.id_block_max);
-        let writing = self.commit.as_ref().filter(|commit| {
-            commit.segment == segment && !matches!(commit.phase, Phase::Syncing { .. })
-        });
+        let writing = self.writing.as_ref().filter(|commit| commit.segment == segment);
         let live = &mut self.segments[segment];
         (live.header.durable_slots, live.header.durable_body_end) = match writing {
             Some(commit) => (commit.first_slot, commit.body_start),

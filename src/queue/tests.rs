@@ -15,6 +15,7 @@ use crate::mail::{
 };
 
 mod adopt;
+mod ahead;
 mod early;
 mod forward;
 mod inspect;

@@ -1,8 +1,8 @@
 //! The executor of the queue's effects: writes and syncs through the ring, and what follows.
 //!
 //! Owns: the segment files, who waits for which commit, and the moment a client gets its 250.
-//! Never: the order of effects (`queue`). One effect of a commit at a time: while one sync is
-//! under way the next batch collects, which is the group commit.
+//! Never: the order of effects (`queue`). While one sync is under way the next batch collects,
+//! which is the group commit, and writes go on.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,7 +16,7 @@ use super::io::{Gather, Piece};
 use super::receive_memory::Share;
 use crate::mail::{Domain, Handle, Mid};
 use crate::queue::{
-    Chunk, Damaged, Effect, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
+    Chunk, Damaged, Effect, EffectId, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
 };
 
 /// The verdict on a client's message.
@@ -93,20 +93,27 @@ impl Shard {
                 });
             }
             Effect::Sync { id, segment } => {
-                self.counters().queue_syncs.one();
-                let result = match self.segment_file(segment) {
-                    Some(file) => file.sync_data().await,
-                    None => Err(std::io::ErrorKind::NotFound.into()),
-                };
-                self.tell_disk_trouble("sync", segment, &result);
-                self.queue.borrow_mut().handle_done(id, result);
+                let shard = self.clone();
+                super::io::spawn(async move { shard.sync(id, segment).await });
             }
         }
     }
 
+    async fn sync(self: Rc<Self>, id: EffectId, segment: SegmentId) {
+        self.counters().queue_syncs.one();
+        let result = match self.segment_file(segment) {
+            Some(file) => file.sync_data().await,
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        self.tell_disk_trouble("sync", segment, &result);
+        self.queue.borrow_mut().handle_done(id, result);
+        self.hear_queue();
+        self.commit_bell.ring();
+    }
+
     async fn make(
         self: Rc<Self>,
-        id: crate::queue::EffectId,
+        id: EffectId,
         segment: SegmentId,
         octets: u64,
         map_octets: u64,

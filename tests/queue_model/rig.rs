@@ -94,10 +94,10 @@ pub(crate) struct Rig {
     /// What the last start has to say; nothing any more once it is told.
     pub(crate) recovered: Recovered,
     files: HashMap<SegmentId, Arc<MemFile>>,
-    /// The write or sync under way: one at a time.
+    /// The write under way: one at a time.
     current: Option<Effect>,
-    /// Makings and readings under way.
-    beside: VecDeque<Effect>,
+    /// What is under way beside it; true for a sync that the disk has carried out already.
+    beside: VecDeque<(Effect, bool)>,
     pub(crate) committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
     /// Answered because every next hop had accepted.
     pub(crate) accepted: Vec<Ticket>,
@@ -114,8 +114,8 @@ pub(crate) struct Rig {
     stalled_ms: u64,
     /// Messages read to be copied forward.
     pub(crate) copies: u64,
-    /// What the write or sync under way came to, to be told then: the disk stalls.
-    late: Option<(Mono, EffectId, io::Result<()>)>,
+    /// What writes and syncs came to, to be told then: the disk stalls.
+    late: VecDeque<(Mono, EffectId, io::Result<()>)>,
 }
 
 impl Rig {
@@ -140,7 +140,7 @@ impl Rig {
             failed_segments: BTreeSet::new(),
             stalled_ms: 0,
             copies: 0,
-            late: None,
+            late: VecDeque::new(),
         })
     }
 
@@ -151,41 +151,47 @@ impl Rig {
 
     /// Takes up what the queue wants; false when there is nothing to carry out.
     pub(crate) fn take_up(&mut self) -> bool {
-        while self.current.is_none() && self.late.is_none() {
+        while self.current.is_none() {
             match self.queue.next_effect() {
                 Some(effect @ (Effect::Make { .. } | Effect::Read { .. })) => {
-                    self.beside.push_back(effect);
+                    self.beside.push_back((effect, false));
                 }
-                Some(effect @ (Effect::Write { .. } | Effect::Sync { .. })) => {
-                    self.current = Some(effect);
+                Some(effect @ Effect::Sync { segment, .. }) => {
+                    // What is written from now on may be on disk at its end, or not.
+                    let at_once = self.bug == Bug::None && self.effects.is_multiple_of(2);
+                    if at_once {
+                        self.medium.sync(&self.files[&segment]).unwrap();
+                    }
+                    self.beside.push_back((effect, at_once));
                 }
+                Some(effect @ Effect::Write { .. }) => self.current = Some(effect),
                 None => break,
             }
         }
         self.poll();
-        self.current.is_some() || self.late.is_some() || !self.beside.is_empty()
+        self.current.is_some() || !self.late.is_empty() || !self.beside.is_empty()
     }
 
     /// Carries out one effect: the one in turn, or one beside it. False when there is none, or
     /// when the disk has not come to its end with it.
     pub(crate) fn step(&mut self, beside: bool) -> bool {
-        if let Some((due, id, result)) = self.late.take() {
-            if due <= self.now.mono {
-                self.queue.handle_done(id, result);
-                self.poll();
-                return true;
-            }
-            self.late = Some((due, id, result));
+        if let Some(at) = self.late.iter().position(|(due, ..)| *due <= self.now.mono)
+            && let Some((_, id, result)) = self.late.remove(at)
+        {
+            self.queue.handle_done(id, result);
+            self.poll();
+            return true;
         }
         if !self.take_up() || self.beside.is_empty() && self.current.is_none() {
             return false;
         }
+        let writing = |rig: &mut Self| rig.current.take().map(|effect| (effect, false));
         let next = if beside || self.current.is_none() {
-            self.beside.pop_front().or_else(|| self.current.take())
+            self.beside.pop_front().or_else(|| writing(self))
         } else {
-            self.current.take()
+            writing(self)
         };
-        if let Some(effect) = next {
+        if let Some((effect, is_synced)) = next {
             let at = self.failing;
             let fails =
                 at.is_some_and(|at| at == self.effects || self.for_ever && at < self.effects);
@@ -195,7 +201,7 @@ impl Rig {
             {
                 self.failed_segments.insert(*segment);
             }
-            self.perform(effect, fails);
+            self.perform(effect, is_synced, fails);
             self.poll();
         }
         true
@@ -219,7 +225,7 @@ impl Rig {
     fn done(&mut self, id: EffectId, result: io::Result<()>) {
         match self.medium.taken_ms() {
             0 => self.queue.handle_done(id, result),
-            ms => self.late = Some((Mono(self.now.mono.0 + ms), id, result)),
+            ms => self.late.push_back((Mono(self.now.mono.0 + ms), id, result)),
         }
     }
 
@@ -238,7 +244,7 @@ impl Rig {
         }
     }
 
-    fn perform(&mut self, effect: Effect, fails: bool) {
+    fn perform(&mut self, effect: Effect, is_synced: bool, fails: bool) {
         let outcome = || if fails { Err(io::Error::other("broken")) } else { Ok(()) };
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
@@ -275,7 +281,7 @@ impl Rig {
                     Bug::CommitWithoutSync => self.queue.usage().uncommitted > 0,
                     Bug::StateWithoutSync => self.queue.usage().uncommitted == 0,
                 };
-                if !fails && !skipped {
+                if !fails && !skipped && !is_synced {
                     self.medium.sync(&self.files[&segment]).unwrap();
                 }
                 self.done(id, outcome());

@@ -1,0 +1,145 @@
+//! Writing ahead: what waits is written while the commit before it is synced.
+
+use super::*;
+
+/// A commit under way up to its sync, which is given back, not carried out.
+fn until_sync(rig: &mut Rig<MemMedium>) -> Effect {
+    loop {
+        let effect = rig.queue.next_effect().expect("a commit ends with a sync");
+        if matches!(effect, Effect::Sync { .. }) {
+            return effect;
+        }
+        rig.perform(effect, false);
+    }
+}
+
+/// The next write, which is given back; segments may be made before it.
+fn next_write(rig: &mut Rig<MemMedium>) -> Effect {
+    loop {
+        match rig.queue.next_effect().expect("nothing is written ahead") {
+            write @ Effect::Write { .. } => return write,
+            other => rig.perform(other, false),
+        }
+    }
+}
+
+/// A queue with a message whose sync runs, and more behind it: `behind` octets each.
+fn synced_with_more(behind: &[usize]) -> (Rig<MemMedium>, Effect, Vec<Ticket>) {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    let mut tickets = vec![rig.append(1, &["a@one.example"], &body(100))];
+    let sync = until_sync(&mut rig);
+    for (mid, octets) in (2..).zip(behind) {
+        tickets.push(rig.append(mid, &["a@one.example"], &body(*octets)));
+    }
+    (rig, sync, tickets)
+}
+
+#[test]
+fn much_mail_is_written_during_a_sync_and_synced_after_it() {
+    let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
+    let write = next_write(&mut rig);
+    // More comes while that is written: it goes into the same commit.
+    let late = rig.append(4, &["b@two.example"], &body(200_000));
+    let last = rig.append(5, &["b@two.example"], &body(100_000));
+    let more = next_write(&mut rig);
+    rig.perform(more, false);
+    rig.perform(write, false);
+    assert!(rig.queue.next_effect().is_none(), "a second sync beside the first");
+    assert!(!rig.queue.is_quiet());
+    rig.perform(first, false);
+    rig.poll();
+    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
+    let second = until_sync(&mut rig);
+    rig.perform(second, false);
+    rig.poll();
+    for ticket in tickets.iter().chain([&late, &last]) {
+        assert!(rig.committed.contains_key(ticket));
+    }
+    assert_eq!(rig.contents().len(), 5);
+    assert!(rig.tick(1_000));
+    let medium = rig.medium.after_power_cut(|| false);
+    assert_eq!(Rig::open(medium, options(8 * MIB)).contents(), rig.contents());
+}
+
+#[test]
+fn little_mail_waits_for_the_end_of_the_sync() {
+    let (mut rig, first, tickets) = synced_with_more(&[1_000; 20]);
+    assert!(rig.queue.next_effect().is_none());
+    rig.perform(first, false);
+    assert!(rig.run());
+    assert_eq!(rig.committed.len(), tickets.len());
+}
+
+#[test]
+fn a_failed_sync_fails_what_was_written_behind_it() {
+    let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    rig.perform(first, true);
+    assert!(rig.run());
+    assert_eq!(rig.failed, tickets);
+    assert_eq!((rig.queue.usage().segments_poisoned, rig.queue.counts().pending), (1, 0));
+}
+
+#[test]
+fn a_failed_write_leaves_the_sync_before_it_good() {
+    let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
+    let write = next_write(&mut rig);
+    rig.perform(write, true);
+    rig.perform(first, false);
+    assert!(rig.run());
+    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
+    assert_eq!(rig.failed, tickets[1..]);
+}
+
+/// The segment is given up during the sync of its last commit: it is not free before that has
+/// entered its messages.
+#[test]
+fn a_segment_is_full_while_its_last_commit_is_synced() {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    for mid in 1..=4 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let first = until_sync(&mut rig);
+    for mid in 5..=8 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    rig.perform(first, false);
+    assert_eq!(rig.queue.usage().segments_free, 0);
+    assert!(rig.run());
+    assert_eq!(rig.contents().len(), 8);
+}
+
+/// As above, and the first message of that commit was accepted after it was written: with
+/// nothing of it left in the queue, the segment looks empty until the second one is entered.
+#[test]
+fn a_segment_is_not_free_between_two_messages_of_a_commit() {
+    let (mut rig, first, _) = synced_with_more(&[]);
+    let mut handles = Vec::new();
+    for mid in 2..=5 {
+        let new = message(mid, &["a@one.example"], &body(200_000));
+        let (_, early) = rig.queue.take_early(new, rig.now.mono).unwrap();
+        rig.queue.write_now(early[0].0);
+        handles.push(early[0].0);
+    }
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    assert!(rig.queue.deleted(handles[0], Rid(0)).message_gone);
+    assert!(matches!(rig.queue.poll_event(), Some(Event::Accepted { .. })));
+    rig.perform(first, false);
+    let before = rig.handles()[0];
+    assert!(rig.queue.deleted(before, Rid(0)).message_gone);
+    let second = until_sync(&mut rig);
+    rig.poll();
+    for mid in 6..=9 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    rig.perform(second, false);
+    assert_eq!(rig.queue.usage().segments_free, 0);
+    assert!(rig.run());
+    assert_eq!(rig.contents().len(), 7);
+}
