@@ -61,9 +61,13 @@ fn planted_bugs_are_found() {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for bug in
-        [Bug::CommitWithoutSync, Bug::LostWrite, Bug::StateWithoutSync, Bug::FlightsEndedUntold]
-    {
+    for bug in [
+        Bug::CommitWithoutSync,
+        Bug::LostWrite,
+        Bug::StateWithoutSync,
+        Bug::WordsUnwritten,
+        Bug::FlightsEndedUntold,
+    ] {
         let found =
             (0..60).any(|seed| catch_unwind(AssertUnwindSafe(|| model::live(seed, bug))).is_err());
         if !found {

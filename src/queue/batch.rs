@@ -502,7 +502,7 @@ impl Queue {
             let (slot, entries) = self.group(commit.segment, message.message_slot);
             let first = message.message_slot + 1 - slot.group_slots();
             for i in 0..count(entries.len()) {
-                self.segments[commit.segment].store_state(first + i, deleted, self.now);
+                self.store_state(commit.segment, first + i, deleted);
             }
             let gone = self.settle_message(commit.segment, message.message_slot, State::Deleted);
             assert!(gone, "all of it was just marked as deleted");

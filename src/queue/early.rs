@@ -300,12 +300,12 @@ impl Queue {
     /// find what has happened since. Above all the mark in flight: without it the next start
     /// would repeat a delivery and not call it uncertain.
     fn store_fates(&mut self, handle: Handle) {
-        let now = self.now;
         let Some((message, places)) = self.early.message_of(handle) else { return };
         let Some((segment, first)) = message.stored else { return };
-        for place in places {
-            let slot = first + super::batch::count(place);
-            self.segments[segment].store_state(slot, message.fates[place].word(), now);
+        let word = |place: usize| (first + super::batch::count(place), message.fates[place].word());
+        let words: Vec<_> = places.map(word).collect();
+        for (slot, word) in words {
+            self.store_state(segment, slot, word);
         }
     }
 

@@ -418,12 +418,11 @@ impl Queue {
         };
         if let Some((target, copy)) = self.syncing.as_ref().and_then(copy_in) {
             let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
-            let live = &mut self.segments[target];
             if let Some(outcome) = outcome {
-                live.store_outcome(copy, outcome, self.now);
+                self.store_outcome(target, copy, outcome);
             }
             if let Some(word) = word {
-                live.store_state(copy, word, self.now);
+                self.store_state(target, copy, word);
             }
         } else if let Some((target, copy)) = self.writing.as_ref().and_then(copy_in) {
             let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
@@ -454,7 +453,7 @@ impl Queue {
                 let word = self.segments[source].state(*old);
                 if !word.state.is_settled() {
                     let word = StateWord { state: State::Moved, in_flight: false, ..word };
-                    self.segments[source].store_state(*old, word, self.now);
+                    self.store_state(source, *old, word);
                     marked = true;
                 }
             }
@@ -478,7 +477,7 @@ impl Queue {
         for (_, copy) in moves.iter().flat_map(|moved| &moved.slots) {
             let word = self.segments[target].state(*copy);
             let word = StateWord { state: State::Moved, in_flight: false, ..word };
-            self.segments[target].store_state(*copy, word, self.now);
+            self.store_state(target, *copy, word);
         }
     }
 }

@@ -280,6 +280,7 @@ impl Segment {
         StateWord::decode(word, self.place, slot).is_some()
     }
 
+    /// In the file with [`Self::write_words`], or with anything else that is stored into it.
     pub(super) fn store_state(&mut self, slot: u32, word: StateWord, now: Mono) {
         let at = self.geometry.slot_offset(slot) + format::STATE_OFFSET;
         self.map.store(at, word.encode(self.place, slot));
@@ -291,10 +292,15 @@ impl Segment {
         OutcomeWord::decode(word, self.place, slot)
     }
 
-    /// Stored before the state that it explains.
+    /// As [`Self::store_state`].
     pub(super) fn store_outcome(&mut self, slot: u32, word: OutcomeWord, now: Mono) {
         let at = self.geometry.slot_offset(slot) + format::OUTCOME_OFFSET;
         self.map.store(at, word.encode(self.place, slot));
         self.dirty_since.get_or_insert(now);
+    }
+
+    /// Words that changed are in the file from here on.
+    pub(super) fn write_words(&mut self) {
+        self.map.write_held();
     }
 }

@@ -380,6 +380,8 @@ pub struct Queue {
     last_segment_number: u32,
     /// Entries found in flight, and what their words become: segment, slot, word.
     flights: Vec<(usize, u32, format::StateWord)>,
+    /// Segments with words that changed and are not in the file yet.
+    unwritten: Vec<usize>,
     counts: Counts,
 }
 
@@ -388,6 +390,7 @@ impl Queue {
     /// appends, results and ticks: what was appended in the round becomes one commit.
     #[must_use]
     pub fn next_effect(&mut self) -> Option<Effect> {
+        self.write_words();
         self.advance();
         self.effects.pop_front()
     }

@@ -137,7 +137,8 @@ impl Queue {
         opening.choose_active()?;
         opening.reserve_ids()?;
         opening.look_at_locks();
-        let Opening { queue, files, mut recovered, .. } = opening;
+        let Opening { mut queue, files, mut recovered, .. } = opening;
+        queue.write_words();
         let Counts { pending, poison, damaged } = queue.counts;
         recovered.found_recipients = pending + poison + damaged;
         let names = queue.segments.iter().map(|segment| segment.header.segment);
@@ -178,6 +179,7 @@ impl Queue {
             last_id: 0,
             last_segment_number: 0,
             flights: Vec::new(),
+            unwritten: Vec::new(),
             counts: Counts::default(),
         }
     }
@@ -306,6 +308,7 @@ impl<M: Medium> Opening<'_, M> {
     /// What is believed from now on is on disk: the crash before may have left it in the page
     /// cache only, and what counts as settled here may be overwritten next.
     fn sync_all(&mut self) {
+        self.queue.write_words();
         for (segment, file) in self.queue.segments.iter_mut().zip(&self.files) {
             segment.dirty_since = None;
             if !segment.poisoned && self.medium.sync(file).is_err() {

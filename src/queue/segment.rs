@@ -10,12 +10,16 @@
 //! error; and where the page cache holds the page in a large folio, ext4 commits its journal with
 //! the fdatasync after it, which then takes several times as long as after a write.
 //!
+//! A write costs a system call: single words that go to one page are held back until another page
+//! has its turn or [`Mapping::write_held`] asks for them. What was stored is seen at once.
+//!
 //! Diagnostics: errors of the medium are handed up unchanged. An access outside of a mapping is
 //! our own mistake and panics.
 #![allow(unsafe_code, reason = "a shared file mapping cannot be made or viewed without it")]
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +27,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::MmapRaw;
 
 use super::format::SegmentId;
+
+/// Words of a page: what one write of held words reaches over.
+const PAGE_WORDS: usize = 512;
 
 /// The disk as opening and recovery use it: blocking, never called by a running shard thread.
 pub trait Medium {
@@ -104,6 +111,7 @@ pub trait Medium {
 /// so that nothing the kernel or another mapping does is undefined behaviour here.
 pub struct Mapping {
     backing: Backing,
+    held: Held,
     is_locked: bool,
     /// Why its file takes no more stores.
     failure: Option<io::Error>,
@@ -112,6 +120,28 @@ pub struct Mapping {
 enum Backing {
     File { map: MmapRaw, file: File },
     Memory(Arc<[AtomicU64]>),
+}
+
+/// Stored words that the file does not have yet, all of one page, and what stands between them.
+struct Held {
+    /// Which words of the mapping.
+    range: Range<usize>,
+    /// By their place in the page.
+    words: [u64; PAGE_WORDS],
+}
+
+impl Held {
+    const fn new() -> Self {
+        Self { range: 0..0, words: [0; PAGE_WORDS] }
+    }
+
+    fn word(&self, index: usize) -> Option<u64> {
+        self.range.contains(&index).then(|| self.words[index % PAGE_WORDS])
+    }
+
+    fn is_on_page_of(&self, index: usize) -> bool {
+        self.range.is_empty() || self.range.start / PAGE_WORDS == index / PAGE_WORDS
+    }
 }
 
 impl Mapping {
@@ -134,6 +164,7 @@ impl Mapping {
         }
         Ok(Self {
             backing: Backing::File { map, file: file.try_clone()? },
+            held: Held::new(),
             is_locked,
             failure: None,
         })
@@ -142,7 +173,7 @@ impl Mapping {
     /// A mapping of memory: what a simulated medium hands out.
     #[must_use]
     pub fn of_memory(words: Arc<[AtomicU64]>, is_locked: bool) -> Self {
-        Self { backing: Backing::Memory(words), is_locked, failure: None }
+        Self { backing: Backing::Memory(words), held: Held::new(), is_locked, failure: None }
     }
 
     /// Is it kept in memory whatever happens?
@@ -154,19 +185,53 @@ impl Mapping {
     /// The word at octet `offset`, a multiple of 8.
     #[must_use]
     pub fn load(&self, offset: u64) -> u64 {
-        u64::from_le(self.words()[word_index(offset)].load(Ordering::Acquire))
+        self.word(word_index(offset))
     }
 
-    /// Stores one word. Whoever sees it (after kill -9 the kernel) sees all earlier stores too.
+    /// Stores one word. It may be held back: see [`Mapping::write_held`]. What is stored later
+    /// comes into the file with it or after it, never before.
     pub fn store(&mut self, offset: u64, word: u64) {
-        self.store_octets(offset, &word.to_le_bytes());
+        let index = word_index(offset);
+        assert!(index < self.words().len(), "a store outside of its mapping");
+        if !self.held.is_on_page_of(index) {
+            self.write_held();
+        }
+        let range = self.held.range.clone();
+        let range = if range.is_empty() { index..index } else { range };
+        let all = range.start.min(index)..range.end.max(index + 1);
+        for between in (all.start..range.start).chain(range.end..all.end) {
+            self.held.words[between % PAGE_WORDS] = self.word(between);
+        }
+        self.held.words[index % PAGE_WORDS] = word;
+        self.held.range = all;
+    }
+
+    /// Writes the words that are held back: whoever sees the file (after kill -9 the kernel) sees
+    /// all that was stored.
+    pub fn write_held(&mut self) {
+        let range = std::mem::take(&mut self.held.range);
+        if range.is_empty() {
+            return;
+        }
+        let mut octets = [0; PAGE_WORDS * 8];
+        let places = range.start % PAGE_WORDS..(range.end - 1) % PAGE_WORDS + 1;
+        let count = places.len();
+        let (chunks, _) = octets.as_chunks_mut::<8>();
+        for (chunk, word) in chunks.iter_mut().zip(&self.held.words[places]) {
+            *chunk = word.to_le_bytes();
+        }
+        self.write(range.start as u64 * 8, &octets[..count * 8]);
     }
 
     /// Stores `octets`, whose length is a multiple of 8, in order.
-    ///
+    pub fn store_octets(&mut self, offset: u64, octets: &[u8]) {
+        self.write_held();
+        self.write(offset, octets);
+    }
+
     /// What the file refuses is kept in memory from then on, so that this process still sees what
     /// it has stored; [`Mapping::failure`] tells of it.
-    pub fn store_octets(&mut self, offset: u64, octets: &[u8]) {
+    fn write(&mut self, offset: u64, octets: &[u8]) {
         let words = words_of(offset, octets.len());
         let written = match &self.backing {
             Backing::File { file, .. } => {
@@ -203,9 +268,17 @@ impl Mapping {
     pub fn load_octets(&self, offset: u64, out: &mut [u8]) {
         let words = words_of(offset, out.len());
         let (chunks, _) = out.as_chunks_mut::<8>();
-        for (word, chunk) in self.words()[words].iter().zip(chunks) {
-            *chunk = u64::from_le(word.load(Ordering::Acquire)).to_le_bytes();
+        let is_held = self.held.range.start < words.end && words.start < self.held.range.end;
+        for ((index, word), chunk) in words.clone().zip(&self.words()[words]).zip(chunks) {
+            let held = if is_held { self.held.word(index) } else { None };
+            let word = held.unwrap_or_else(|| u64::from_le(word.load(Ordering::Acquire)));
+            *chunk = word.to_le_bytes();
         }
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        let held = self.held.word(index);
+        held.unwrap_or_else(|| u64::from_le(self.words()[index].load(Ordering::Acquire)))
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -245,6 +318,7 @@ mod tests {
         file.set_len(4096).unwrap();
         let mut mapping = Mapping::of_file(&file, 4096).unwrap();
         mapping.store(8, 7);
+        assert_eq!(mapping.load(8), 7, "it is seen before the file has it");
         mapping.store_octets(4080, &[1; 16]);
         let mut octets = [0; 4096];
         file.read_exact_at(&mut octets, 0).unwrap();
@@ -260,6 +334,32 @@ mod tests {
         Mapping::of_file(&file, 4096).unwrap().store(4096, 7);
     }
 
+    #[test]
+    fn words_of_a_page_are_written_together_and_before_those_of_another() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[9; 3 * 4096], 0).unwrap();
+        let mut mapping = Mapping::of_file(&file, 3 * 4096).unwrap();
+        let in_file = |offset| {
+            let mut octets = [0; 8];
+            file.read_exact_at(&mut octets, offset).unwrap();
+            u64::from_le_bytes(octets)
+        };
+        let nines = u64::from_le_bytes([9; 8]);
+        for (offset, word) in [(4096 + 16, 1), (8184, 2), (4096, 3), (4096 + 16, 4)] {
+            mapping.store(offset, word);
+            assert_eq!((mapping.load(offset), in_file(offset)), (word, nines));
+        }
+        let mut octets = [0; 32];
+        mapping.load_octets(4088, &mut octets);
+        assert_eq!(octets.as_chunks().0[3], 4u64.to_le_bytes());
+        mapping.store(0, 5);
+        let page = [4088, 4096, 4104, 4112, 4120, 8176, 8184, 8192].map(in_file);
+        assert_eq!(page, [nines, 3, nines, 4, nines, nines, 2, nines]);
+        assert_eq!((mapping.load(0), in_file(0)), (5, nines));
+        mapping.write_held();
+        assert_eq!((mapping.load(0), in_file(0), in_file(8)), (5, 5, nines));
+    }
+
     /// A file that takes no writes any more, as on a file system that has shut itself down.
     #[test]
     fn what_the_file_refuses_is_kept_in_memory() {
@@ -268,8 +368,10 @@ mod tests {
         file.set_len(4096).unwrap();
         let mut mapping = Mapping::of_file(&file, 4096).unwrap();
         mapping.store(0, 1);
+        mapping.write_held();
         fcntl_add_seals(&file, SealFlags::FUTURE_WRITE).unwrap();
         mapping.store(8, 2);
+        mapping.write_held();
         let failure = mapping.failure().map(io::Error::kind);
         assert_eq!(failure, Some(io::ErrorKind::PermissionDenied));
         assert_eq!((mapping.load(0), mapping.load(8)), (1, 2));

@@ -580,6 +580,7 @@ fn a_message_in_flight_at_three_crashes_is_held() {
     for crash in 1..=3 {
         let handle = rig.handles()[0];
         assert_eq!(rig.queue.begin(handle, &[Rid(0)]).len(), 1);
+        rig.queue.write_words();
         rig = Rig::open(medium.clone(), options(8 * MIB));
         assert_eq!(rig.recovered.uncertain.len(), usize::from(crash < 3));
     }
@@ -610,11 +611,13 @@ fn of_two_copies_the_higher_one_counts() {
         segment.store_slots(slot, &[octets]);
     }
     segment.store_state(2, StateWord::READY, Mono(0));
+    segment.write_words();
     let mut rig = Rig::open(medium.clone(), options(8 * MIB));
     assert_eq!((rig.contents().len(), rig.queue.counts().pending), (1, 1));
     assert_eq!(rig.recovered.notes[0].case, RecoveryCase::Superseded);
     let handle = rig.handles()[0];
     assert!(rig.queue.delivered(handle, Rid(0), &accepted()).applied);
+    rig.queue.write_words();
     let rig = Rig::open(medium, options(8 * MIB));
     assert_eq!(rig.queue.counts(), Counts::default());
 }

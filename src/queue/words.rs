@@ -5,7 +5,7 @@
 use super::early::is_early;
 use super::format::{OutcomeWord, Slot, State, StateWord};
 use super::{LastOutcome, Queue, index};
-use crate::mail::{Accepted, Handle, Mid, Mono, PossiblyAccepted, Rid, Wall};
+use crate::mail::{Accepted, Handle, Mid, PossiblyAccepted, Rid, Wall};
 
 /// What a change came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,12 +29,22 @@ impl Queue {
     /// uncertain.
     pub fn end_flights(&mut self) {
         for (segment, slot, word) in std::mem::take(&mut self.flights) {
-            self.segments[segment].store_state(slot, word, self.now);
+            self.store_state(segment, slot, word);
+        }
+        self.write_words();
+    }
+
+    /// Writes the words that changed into their tables: for a kill -9 it has not happened before.
+    /// To be called when a round of changes is over, and after [`Self::begin`] before the first
+    /// octet of a body is sent.
+    pub fn write_words(&mut self) {
+        for segment in self.unwritten.drain(..) {
+            self.segments[segment].write_words();
         }
     }
 
-    /// Marks recipients as in flight: before the first octet of the body is sent. Gives those
-    /// that were marked: pending, and not in flight yet.
+    /// Marks recipients as in flight, in force with [`Self::write_words`]. Gives those that were
+    /// marked: pending, and not in flight yet.
     #[must_use]
     pub fn begin(&mut self, handle: Handle, rids: &[Rid]) -> Vec<Rid> {
         let handle = self.current(handle);
@@ -226,18 +236,36 @@ impl Queue {
     }
 
     fn put(&mut self, record: index::Record, slot: u32, word: StateWord) {
-        let (segment, now): (usize, Mono) = (usize::from(record.segment), self.now);
+        let segment = usize::from(record.segment);
         self.mirror(segment, slot, Some(word), None);
-        self.segments[segment].store_state(slot, word, now);
+        self.store_state(segment, slot, word);
     }
 
     fn put_outcome(&mut self, record: index::Record, slot: u32, last: &LastOutcome) {
-        let now = self.now;
-        let segment = &mut self.segments[usize::from(record.segment)];
+        let number = usize::from(record.segment);
+        let segment = &mut self.segments[number];
         let host = last.host.as_ref().and_then(|host| segment.host_index(host));
         let word =
             OutcomeWord { code: last.code, status: last.status, host, warnings: last.warnings };
-        self.mirror(usize::from(record.segment), slot, None, Some(word));
-        self.segments[usize::from(record.segment)].store_outcome(slot, word, now);
+        self.mirror(number, slot, None, Some(word));
+        self.store_outcome(number, slot, word);
+    }
+
+    pub(super) fn store_state(&mut self, segment: usize, slot: u32, word: StateWord) {
+        self.segments[segment].store_state(slot, word, self.now);
+        self.note_unwritten(segment);
+    }
+
+    /// Stored before the state that it explains.
+    pub(super) fn store_outcome(&mut self, segment: usize, slot: u32, word: OutcomeWord) {
+        self.segments[segment].store_outcome(slot, word, self.now);
+        self.note_unwritten(segment);
+    }
+
+    fn note_unwritten(&mut self, segment: usize) {
+        // One or two at a time: what is settled together mostly came together.
+        if !self.unwritten.contains(&segment) {
+            self.unwritten.push(segment);
+        }
     }
 }

@@ -332,12 +332,19 @@ impl Shard {
         }
     }
 
-    /// A session begins a transaction: from here on a crash leaves these recipients `uncertain`.
+    /// A session begins a transaction: from the next [`Self::write_words`] on, which comes before
+    /// anything is sent, a crash leaves these recipients `uncertain`.
     pub(super) fn begin(&self, delivery: &Delivery, dcid: Dcid) {
         // Recipients that the operator settled meanwhile are not in the list any more; a mark
         // that could not be set belongs to one that goes out all the same, at least once.
         drop(self.queue.borrow_mut().begin(delivery.handle, &delivery.rids));
         self.log(|log, now| log.delivery_start(now, dcid, delivery.mid, &delivery.rids));
+    }
+
+    /// A round is over: what it changed is in the table from here on, whatever becomes of the
+    /// process.
+    pub(super) fn write_words(&self) {
+        self.queue.borrow_mut().write_words();
     }
 
     /// All hosts are down and none was tried: not an attempt. It waits for one to come up, until

@@ -268,6 +268,7 @@ impl<'a> Dialogue<'a> {
                 }
             }
             bell.set_deadline(self.session.deadline());
+            self.shard.write_words();
             let happened = connection.next().await;
             let now = self.shard.now();
             match happened {
@@ -299,6 +300,7 @@ impl<'a> Dialogue<'a> {
                     let now = self.shard.now().mono;
                     self.asked = Some(now);
                     self.served.asked.set(now);
+                    self.shard.write_words();
                     connection.send(Gather::new(chunks.into_iter().map(piece).collect()));
                 }
                 Output::Event(event) => self.hear(event),

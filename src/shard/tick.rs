@@ -62,7 +62,9 @@ impl Shard {
     /// Feeds lanes whenever something has become ready.
     pub(super) async fn run_feed(self: Rc<Self>) {
         loop {
-            if self.feed() {
+            let is_done = self.feed();
+            self.write_words();
+            if is_done {
                 self.feed_bell.rung().await;
             } else {
                 // A pause, not a yield: the ring is entered only when the thread parks.

@@ -164,6 +164,9 @@ impl Life {
             }
             _ => self.read_one(),
         }
+        if self.bug != Bug::WordsUnwritten {
+            self.rig.queue.write_words();
+        }
     }
 
     fn append(&mut self, early: bool) {

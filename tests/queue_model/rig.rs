@@ -34,6 +34,8 @@ pub(crate) enum Bug {
     LostWrite,
     /// State words are never synced but by commits.
     StateWithoutSync,
+    /// Words that changed are not written when a round is over.
+    WordsUnwritten,
     /// What was in flight is forgotten before it stands in a log.
     FlightsEndedUntold,
 }
@@ -277,7 +279,9 @@ impl Rig {
             }
             Effect::Sync { id, segment } => {
                 let skipped = match self.bug {
-                    Bug::None | Bug::LostWrite | Bug::FlightsEndedUntold => false,
+                    Bug::None | Bug::LostWrite | Bug::WordsUnwritten | Bug::FlightsEndedUntold => {
+                        false
+                    }
                     Bug::CommitWithoutSync => self.queue.usage().uncommitted > 0,
                     Bug::StateWithoutSync => self.queue.usage().uncommitted == 0,
                 };

@@ -106,7 +106,7 @@ impl<M: Medium> Opening<'_, M> {
         case: RecoveryCase,
     ) {
         let held = StateWord { state: State::Damaged, in_flight: false, ..word };
-        self.queue.segments[segment].store_state(slot, held, self.now.mono);
+        self.queue.store_state(segment, slot, held);
         self.queue.counts.damaged += 1;
         by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
         let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
@@ -173,7 +173,7 @@ impl<M: Medium> Opening<'_, M> {
             next.crashes = word.crashes.saturating_add(1);
             self.flights.push((entry.mid, entry.rid, (segment, slot, next)));
         } else if next != word {
-            self.queue.segments[segment].store_state(slot, next, self.now.mono);
+            self.queue.store_state(segment, slot, next);
         }
     }
 

@@ -87,6 +87,7 @@ fn what_happens_during_the_commit_is_in_the_table_at_once() {
                 let change = rig.queue.delivered(handles[0], Rid(0), &accepted());
                 assert!(change.applied, "{row:?}");
             }
+            rig.queue.write_words();
             if done < killed_at {
                 let effect = rig.queue.next_effect().unwrap();
                 rig.perform(effect, false);

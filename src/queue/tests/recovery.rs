@@ -126,6 +126,7 @@ fn superseded() -> Scene {
         segment.store_slots(slot, &[octets]);
     }
     segment.store_state(6, StateWord::READY, Mono(0));
+    segment.write_words();
     scene(medium, 3, (0, 0))
 }
 
@@ -138,6 +139,7 @@ fn crashed_in_flight(crashes: u32) -> MemMedium {
         }
         let handle = rig.handles()[0];
         assert_eq!(rig.queue.begin(handle, &[Rid(0)]).len(), 1);
+        rig.queue.write_words();
     }
     medium
 }
