@@ -8,11 +8,11 @@
 //!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
-use super::format::{self, Entry, MessageSlot, SegmentKind, Slot, SlotOctets, State};
+use super::format::{self, SegmentKind, SlotOctets, State};
 use super::forward::{Move, Moved};
 use super::index;
 use super::live::Name;
-use super::place::{head_texts, recipient_texts};
+use super::place::{chunks_of, head_texts, recipient_texts};
 use super::room::Claim;
 use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Safe, Ticket};
 use crate::limits;
@@ -69,6 +69,8 @@ pub(super) struct Commit {
     pub(super) messages: Vec<Placed>,
     pub(super) first_slot: u32,
     pub(super) slots: Vec<SlotOctets>,
+    /// The receiving domain of each entry, by its place among the names.
+    pub(super) domains: Vec<u16>,
     pub(super) body_start: u64,
     pub(super) extent_segments: Vec<usize>,
     pub(super) extents: Vec<(usize, u32)>,
@@ -81,6 +83,7 @@ pub(super) struct Commit {
 pub(super) struct Placed {
     pub(super) ticket: Ticket,
     pub(super) first_slot: u32,
+    pub(super) entries: u32,
     pub(super) message_slot: u32,
     pub(super) early: Option<u32>,
 }
@@ -94,8 +97,10 @@ impl Commit {
 /// What a commit gathers while messages take their places.
 pub(super) struct Gather {
     pub(super) commit: Commit,
-    pub(super) chunks: Vec<Chunk>,
+    /// Envelopes and small messages.
     pub(super) buffer: Vec<u8>,
+    /// Messages that are written from where they lie, each behind so much of the buffer.
+    pub(super) bodies: Vec<(usize, Arc<Body>)>,
     /// Where this write begins, and behind which slots.
     pub(super) start: u64,
     pub(super) slots_before: usize,
@@ -342,18 +347,15 @@ impl Queue {
 
     fn write(&mut self, gather: Gather) {
         let (slots, _) = gather.taken();
-        let Gather { mut commit, mut chunks, buffer, start, at, extent_writes, .. } = gather;
+        let Gather { mut commit, buffer, bodies, start, at, extent_writes, .. } = gather;
         if slots == 0 {
             // Nothing was taken in; earlier writes of the commit may be under way.
             self.writing = Some(commit).filter(|commit| !commit.slots.is_empty());
             return;
         }
-        if !buffer.is_empty() {
-            let (end, facts) = (buffer.len(), MessageFacts::default());
-            let body = Arc::new(Body { bytes: buffer, facts });
-            self.gathered = Some(body.clone());
-            chunks.push(Chunk::Shared { body, start: 0, end });
-        }
+        let gathered = Arc::new(Body { bytes: buffer, facts: MessageFacts::default() });
+        let chunks = chunks_of(&gathered, bodies);
+        self.gathered = Some(gathered);
         commit.left += 1 + extent_writes.len();
         let segment = &mut self.segments[commit.segment];
         segment.next_slot += slots;
@@ -431,6 +433,8 @@ impl Queue {
             }
         }
         self.segments[commit.segment].store_slots(commit.first_slot, &commit.slots);
+        self.slots = std::mem::take(&mut commit.slots);
+        self.slots.clear();
         self.writing = Some(commit);
     }
 
@@ -461,19 +465,20 @@ impl Queue {
         // It may have been given up during the sync, for a smaller message than would have
         // fitted: it is not free while only some of its messages are entered.
         self.segments[commit.segment].holds += 1;
+        let mut domains = commit.domains.as_slice();
+        let mut entered = Vec::new();
         for message in &commit.messages {
-            let (slot, entries) = self.group(commit.segment, message.message_slot);
-            let mut handles = Vec::with_capacity(1);
-            let first = message.message_slot + 1 - slot.group_slots();
+            let (own, behind) = domains.split_at(message.entries as usize);
+            domains = behind;
             let (segment, message_slot) = (commit.segment, message.message_slot);
             let live_before = self.segments[segment].live;
-            self.enter_at(segment, first, message_slot, &entries, &mut handles);
+            self.enter_at(segment, message.first_slot, message_slot, own, &mut entered);
             self.counts.pending += u64::from(self.segments[segment].live - live_before);
             let with_domain = |handle: Handle| match self.domain(handle) {
                 Some(domain) => (handle, domain.clone()),
                 None => unreachable!("a handle was just entered"),
             };
-            let mut handles: Vec<_> = handles.into_iter().map(with_domain).collect();
+            let mut handles: Vec<_> = entered.drain(..).map(with_domain).collect();
             if let Some(key) = message.early {
                 if !self.early_committed(key, &handles) {
                     continue;
@@ -499,10 +504,8 @@ impl Queue {
         self.release_sources(&commit.moves);
         let deleted = format::StateWord { state: State::Deleted, ..format::StateWord::READY };
         for message in &commit.messages {
-            let (slot, entries) = self.group(commit.segment, message.message_slot);
-            let first = message.message_slot + 1 - slot.group_slots();
-            for i in 0..count(entries.len()) {
-                self.store_state(commit.segment, first + i, deleted);
+            for slot in message.first_slot..message.first_slot + message.entries {
+                self.store_state(commit.segment, slot, deleted);
             }
             let gone = self.settle_message(commit.segment, message.message_slot, State::Deleted);
             assert!(gone, "all of it was just marked as deleted");
@@ -510,39 +513,23 @@ impl Queue {
         }
     }
 
-    /// A group that this process stored: its message slot and its entries.
-    fn group(&self, segment: usize, message_slot: u32) -> (MessageSlot, Vec<Entry>) {
-        let live = &self.segments[segment];
-        let Ok(Slot::Message(slot)) = live.slot(message_slot) else {
-            panic!("a message slot changed in memory under our hands")
-        };
-        let first = message_slot + 1 - slot.group_slots();
-        let entry = |at| match live.slot(at) {
-            Ok(Slot::Entry(entry)) => entry,
-            Ok(Slot::Message(_) | Slot::Extents(_)) | Err(_) => {
-                panic!("an entry changed in memory under our hands")
-            }
-        };
-        (slot, (first..first + slot.entries).map(entry).collect())
-    }
-
-    /// Enters entries that begin at slot `first` into the index: one record per domain with
-    /// unsettled ones.
+    /// Enters entries that begin at slot `first`, with these receiving domains, into the index:
+    /// one record per domain with unsettled ones.
     pub(super) fn enter_at(
         &mut self,
         segment: usize,
         mut first: u32,
         message_slot: u32,
-        entries: &[Entry],
+        domains: &[u16],
         handles: &mut Vec<Handle>,
     ) {
-        for group in entries.chunk_by(|a, b| a.domain == b.domain) {
+        for group in domains.chunk_by(|a, b| a == b) {
             let live_segment = &mut self.segments[segment];
             let entries = count(group.len());
             let unsettled = |slot: &u32| !live_segment.state(*slot).state.is_settled();
             let live = count((first..first + entries).filter(unsettled).count());
             let Some(Name::Domain(destination)) =
-                live_segment.names.get(usize::from(group[0].domain)).cloned()
+                live_segment.names.get(usize::from(group[0])).cloned()
             else {
                 unreachable!("names of entries are checked before they are entered")
             };

@@ -34,6 +34,7 @@
 //! Limits: [`Full`].
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -157,28 +158,18 @@ pub struct Safe(());
 
 impl ProofOfSafety for Safe {}
 
-/// Octets of a [`Effect::Write`].
+/// Octets of an [`Effect::Write`].
 #[derive(Clone, Debug)]
-pub enum Chunk {
-    /// Envelopes and small bodies, copied together.
-    Owned(Vec<u8>),
-    /// A part of a large body.
-    Shared {
-        /// The message.
-        body: Arc<Body>,
-        /// First octet.
-        start: usize,
-        /// Behind the last octet.
-        end: usize,
-    },
+pub struct Chunk {
+    /// A message, or what was put together for the commit: envelopes and small messages.
+    pub body: Arc<Body>,
+    /// Which octets of it.
+    pub range: Range<usize>,
 }
 
 impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Owned(octets) => octets,
-            Self::Shared { body, start, end } => &body.bytes[*start..*end],
-        }
+        &self.body.bytes[self.range.clone()]
     }
 }
 
@@ -356,6 +347,8 @@ pub struct Queue {
     syncing: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
+    /// No slots: where those of the next commit are put together.
+    slots: Vec<format::SlotOctets>,
     forward: Option<forward::Forward>,
     /// Messages that are read for their copy.
     reads: HashMap<EffectId, forward::Move>,

@@ -2,6 +2,7 @@
 //!
 //! Owns: the layout of a batch, its checksums and names. Never: the order of effects (`batch`).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Placed, count};
@@ -12,7 +13,7 @@ use super::format::{
 use super::live::Name;
 use super::{Chunk, NewMessage, Queue};
 use crate::limits;
-use crate::mail::{BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
+use crate::mail::{Body, BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
 
 /// Bodies up to here are copied together with envelopes: below it a piece of its own costs the
 /// write more than the copy.
@@ -34,7 +35,8 @@ impl Queue {
             segment: active,
             messages: Vec::with_capacity(self.pending.len()),
             first_slot: segment.next_slot,
-            slots: Vec::with_capacity(self.pending.len() * 2),
+            slots: std::mem::take(&mut self.slots),
+            domains: Vec::with_capacity(self.pending.len()),
             body_start: segment.next_body,
             extent_segments: Vec::new(),
             extents: Vec::new(),
@@ -45,8 +47,8 @@ impl Queue {
         Gather {
             slots_before: commit.slots.len(),
             commit,
-            chunks: Vec::new(),
             buffer,
+            bodies: Vec::with_capacity(self.pending.len()),
             start: segment.next_body,
             at: segment.next_body,
             extent_writes: Vec::new(),
@@ -108,8 +110,9 @@ impl Queue {
         });
         let message_slot = gather.commit.push(&slot, place);
         let (ticket, early) = (pending.ticket, pending.early);
-        let first_slot = message_slot - pending.extent_slots() - count(pending.order.len());
-        gather.commit.messages.push(Placed { ticket, first_slot, message_slot, early });
+        let entries = count(pending.order.len());
+        let first_slot = message_slot - pending.extent_slots() - entries;
+        gather.commit.messages.push(Placed { ticket, first_slot, entries, message_slot, early });
     }
 
     fn place_entries(&mut self, pending: &Pending, sender_hash: u64, gather: &mut Gather) {
@@ -125,6 +128,7 @@ impl Queue {
                 _ => self.domain_index(active, domain),
             };
             last = Some((domain, index));
+            gather.commit.domains.push(index);
             let start = gather.buffer.len();
             recipient_texts(recipient).encode_into(&mut gather.buffer);
             let record = &gather.buffer[start..];
@@ -165,7 +169,7 @@ impl Queue {
                 index,
                 checksum: format::checksum_at(live.place.seed, offset, &body.bytes[start..end]),
             });
-            let chunk = Chunk::Shared { body: body.clone(), start, end };
+            let chunk = Chunk { body: body.clone(), range: start..end };
             gather.extent_writes.push((segment, offset, chunk));
             gather.commit.extents.push((segment, index));
             if !gather.commit.extent_segments.contains(&segment) {
@@ -251,12 +255,26 @@ fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
     if message.body.bytes.len() <= COPY_OCTETS_MAX {
         gather.buffer.extend_from_slice(&message.body.bytes);
     } else {
-        gather.chunks.push(Chunk::Owned(std::mem::take(&mut gather.buffer)));
-        let (body, end) = (message.body.clone(), message.body.bytes.len());
-        gather.chunks.push(Chunk::Shared { body, start: 0, end });
+        gather.bodies.push((gather.buffer.len(), message.body.clone()));
     }
     gather.at += message.body.bytes.len() as u64;
     checksum
+}
+
+/// The buffer and the messages in the order of writing.
+pub(super) fn chunks_of(buffer: &Arc<Body>, bodies: Vec<(usize, Arc<Body>)>) -> Vec<Chunk> {
+    let mut chunks = Vec::with_capacity(bodies.len() * 2 + 1);
+    let mut done = 0;
+    let part = |range: Range<usize>| Chunk { body: buffer.clone(), range };
+    for (behind, body) in bodies {
+        chunks.push(part(done..behind));
+        done = behind;
+        let range = 0..body.bytes.len();
+        chunks.push(Chunk { body, range });
+    }
+    chunks.push(part(done..buffer.bytes.len()));
+    chunks.retain(|chunk| !chunk.range.is_empty());
+    chunks
 }
 
 pub(super) fn head_texts(envelope: &Envelope) -> HeadTexts<'_> {

@@ -162,6 +162,7 @@ impl Queue {
             writing: None,
             syncing: None,
             gathered: None,
+            slots: Vec::new(),
             forward: None,
             reads: HashMap::new(),
             moves: std::collections::VecDeque::new(),

@@ -319,9 +319,6 @@ impl Shard {
     }
 }
 
-fn piece(chunk: Chunk) -> Piece {
-    match chunk {
-        Chunk::Owned(octets) => Piece::Bytes(octets),
-        Chunk::Shared { body, start, end } => Piece::Body(body, start..end),
-    }
+fn piece(Chunk { body, range }: Chunk) -> Piece {
+    Piece::Body(body, range)
 }

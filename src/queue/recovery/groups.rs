@@ -92,8 +92,7 @@ impl<M: Medium> Opening<'_, M> {
             self.hold(segment, slot, entry, word, RecoveryCase::DamagedGroup);
             let message_slot = slot + entry.distance;
             let mut handles = Vec::new();
-            let one = std::slice::from_ref(entry);
-            self.queue.enter_at(segment, slot, message_slot, one, &mut handles);
+            self.queue.enter_at(segment, slot, message_slot, &[entry.domain], &mut handles);
         }
     }
 
@@ -160,7 +159,8 @@ impl<M: Medium> Opening<'_, M> {
                 self.large.push((segment, first, message.entries, extents.to_vec()));
             }
             let mut handles: Vec<Handle> = Vec::new();
-            self.queue.enter_at(segment, first, message_slot, entries, &mut handles);
+            let domains: Vec<u16> = entries.iter().map(|entry| entry.domain).collect();
+            self.queue.enter_at(segment, first, message_slot, &domains, &mut handles);
         }
     }
 
