@@ -349,15 +349,18 @@ struct Disk {
     medium: FileMedium,
     files: Files,
     segments: HashMap<SegmentId, ring::File>,
-    waiting: HashMap<Ticket, Instant>,
+    /// Since when; they are committed in this order.
+    waiting: VecDeque<(Ticket, Instant)>,
     /// Messages that came in for the next commit.
     come: usize,
     /// Committed and not settled.
     unsettled: Vec<Handle>,
     line: Line,
     envelope: Envelope,
-    /// Taken in turn.
-    bodies: VecDeque<Arc<Body>>,
+    /// Bounce profile and listener.
+    labels: [Arc<str>; 2],
+    /// Of the messages of a batch, in turn.
+    bodies: Vec<Arc<Body>>,
     /// Holds the lock.
     _spool: Spool,
 }
@@ -393,7 +396,7 @@ impl Disk {
             recipients: vec![recipient],
         };
         let bodies = (0..BATCHES[3]).map(|_| body_of(BODY_OCTETS)).collect();
-        let (waiting, unsettled) = (HashMap::new(), Vec::new());
+        let (waiting, unsettled) = (VecDeque::new(), Vec::new());
         Self {
             queue,
             medium,
@@ -404,6 +407,7 @@ impl Disk {
             unsettled,
             line,
             envelope,
+            labels: ["default".into(), "127.0.0.1:2525".into()],
             bodies,
             _spool: spool,
         }
@@ -411,28 +415,29 @@ impl Disk {
 
     /// Messages come in until `waiting` wait for the next commit.
     fn come_in(&mut self, waiting: usize) {
+        let now = Instant::now();
         for _ in self.come..waiting {
-            self.append();
+            self.append(now);
         }
     }
 
-    fn append(&mut self) {
+    fn append(&mut self, since: Instant) {
         self.come += 1;
-        // Each message that waits has octets of its own, as one that came from a client has.
-        self.bodies.rotate_left(1);
-        let body = self.bodies[0].clone();
+        // Each message of a batch has octets of its own, as one that came from a client has; the
+        // bare loops write as many, from the same place each time.
+        let body = self.bodies[(self.come - 1) % self.bodies.len()].clone();
         let now = ring::now();
         let ticket = self.queue.ids().next_mid().map(|mid| NewMessage {
             mid,
             envelope: self.envelope.clone(),
             arrival: now.wall,
-            bounce_profile: "default".into(),
-            listener: "127.0.0.1:2525".into(),
+            bounce_profile: self.labels[0].clone(),
+            listener: self.labels[1].clone(),
             cause: None,
             body,
         });
         let ticket = self.queue.append(ticket.expect("ids are reserved in time")).unwrap();
-        self.waiting.insert(ticket, Instant::now());
+        self.waiting.push_back((ticket, since));
     }
 
     /// Carries out one effect; false when there is none. While a sync is under way, messages come
@@ -512,12 +517,22 @@ impl Disk {
 
     /// Takes the commits that have come, into `meter` and `unsettled`.
     fn hear(&mut self, meter: &mut Meter) {
+        // Messages that came in together have the same latency.
+        let mut together: Option<(Instant, u64)> = None;
         while let Some(event) = self.queue.poll_event() {
             let Event::Committed { ticket, handles, .. } = event else { panic!("a commit failed") };
-            let since = self.waiting.remove(&ticket).expect("somebody waits for it");
-            meter.done(1, since);
+            let (waits, since) = self.waiting.pop_front().expect("somebody waits for it");
+            assert_eq!(waits, ticket, "messages are committed in the order they came");
             self.unsettled.extend(handles.into_iter().map(|(handle, _)| handle));
+            match &mut together {
+                Some((known, count)) if *known == since => *count += 1,
+                _ => {
+                    let before = together.replace((since, 1));
+                    before.into_iter().for_each(|(since, count)| meter.done(count, since));
+                }
+            }
         }
+        together.into_iter().for_each(|(since, count)| meter.done(count, since));
     }
 
     /// Keeps `waiting` messages waiting for `row_for`; all of them commit together.
@@ -574,11 +589,8 @@ impl Disk {
     }
 }
 
-fn piece(chunk: Chunk) -> Piece {
-    match chunk {
-        Chunk::Owned(octets) => Piece::Bytes(octets),
-        Chunk::Shared { body, start, end } => Piece::Body(body, start..end),
-    }
+fn piece(Chunk { body, range }: Chunk) -> Piece {
+    Piece::Body(body, range)
 }
 
 fn body_of(octets: usize) -> Arc<Body> {
@@ -590,7 +602,7 @@ fn body_of(octets: usize) -> Arc<Body> {
 async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries: u64) {
     let spool = open_spool(spool, (entries * ENTRY_OCTETS).max(1 << 30), shards);
     let mut disk = Disk::open(backend, spool, shard).await;
-    disk.bodies = [body_of(SMALL_OCTETS)].into();
+    disk.bodies = vec![body_of(SMALL_OCTETS)];
     let (mut meter, mut appended) = (Meter::start(), 0);
     let entries =
         entries / u64::from(shards) + u64::from(shard == 0) * (entries % u64::from(shards));
@@ -599,7 +611,7 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
         for n in 0..batch {
             let address = format!("user@d{}.example.com", (appended + n) % DOMAINS);
             disk.envelope.recipients[0].address = Mailbox::parse(address.as_bytes()).unwrap();
-            disk.append();
+            disk.append(Instant::now());
         }
         appended += batch;
         while !disk.waiting.is_empty() {
