@@ -5,7 +5,8 @@
 //! under way, so that an early reply or the peer's end is seen at once; and it is never dropped:
 //! to end, the socket is shut down and the read comes back.
 //!
-//! Limits: one receive buffer of [`RECEIVE_OCTETS`] a connection.
+//! Limits: one receive buffer of [`RECEIVE_OCTETS`] a connection, of [`RECEIVE_OCTETS_MAX`] while
+//! its peer sends more than fits into the small one.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,6 +21,10 @@ use crate::mail::Mono;
 
 /// Room of the receive buffer, in octets.
 pub const RECEIVE_OCTETS: usize = 16 * 1024;
+
+/// Room of it while a peer sends trains of messages, or large ones: each read costs a wake-up of
+/// this task and a write of replies, whatever it brings.
+pub const RECEIVE_OCTETS_MAX: usize = 64 * 1024;
 
 /// Wakes the task of one connection: rung by the shard when there is work for it, and by the
 /// shard's sweep when its deadline has passed.
@@ -172,12 +177,16 @@ impl Connection {
             return;
         }
         let mut buffer = std::mem::take(&mut self.received);
-        if count == buffer.len() {
-            buffer.clear();
-        } else {
+        if count < buffer.len() {
             buffer.drain(..count);
+            buffer.reserve(RECEIVE_OCTETS / 4);
+        } else if self.more {
+            buffer = Vec::with_capacity(RECEIVE_OCTETS_MAX);
+        } else if buffer.len() <= RECEIVE_OCTETS && buffer.capacity() > RECEIVE_OCTETS {
+            buffer = Vec::with_capacity(RECEIVE_OCTETS);
+        } else {
+            buffer.clear();
         }
-        buffer.reserve(RECEIVE_OCTETS / 4);
         self.read = Some(self.socket.recv(buffer, self.more));
     }
 
@@ -301,6 +310,50 @@ mod tests {
                 }
                 assert!(got == big);
                 assert_eq!(early, b"early reply");
+                ours.close().await;
+                assert!(matches!(theirs.next().await, Happened::Received(Ok(0))));
+                theirs.close().await;
+            })
+            .unwrap();
+        }
+    }
+
+    /// Passes octets on: how many each read brought, and the room it had.
+    async fn pass(
+        ours: &mut Connection,
+        theirs: &mut Connection,
+        octets: usize,
+    ) -> Vec<[usize; 2]> {
+        ours.send(Gather::from(vec![b'x'; octets]));
+        assert!(matches!(ours.next().await, Happened::Sent(Ok(()))));
+        let (mut left, mut reads) = (octets, Vec::new());
+        while left > 0 {
+            assert!(matches!(theirs.next().await, Happened::Received(Ok(1..))));
+            let count = theirs.received().len();
+            left -= count;
+            reads.push([count, theirs.received.capacity()]);
+            theirs.done_with(count);
+        }
+        reads
+    }
+
+    #[test]
+    fn the_receive_buffer_is_large_while_much_comes() {
+        for backend in backends() {
+            io::run(backend, async {
+                let (mut ours, mut theirs) = pair(backend).await;
+                let few = pass(&mut ours, &mut theirs, 100).await;
+                assert_eq!(few, [[100, RECEIVE_OCTETS]]);
+                let mut reads = Vec::new();
+                for _ in 0..20 {
+                    reads.extend(pass(&mut ours, &mut theirs, 60_000).await);
+                }
+                assert!(reads.iter().any(|[count, _]| *count > RECEIVE_OCTETS), "{reads:?}");
+                let most = reads.iter().map(|[_, room]| *room).max();
+                assert_eq!(most, Some(RECEIVE_OCTETS_MAX), "{reads:?}");
+                pass(&mut ours, &mut theirs, 100).await;
+                let few = pass(&mut ours, &mut theirs, 100).await;
+                assert_eq!(few, [[100, RECEIVE_OCTETS]]);
                 ours.close().await;
                 assert!(matches!(theirs.next().await, Happened::Received(Ok(0))));
                 theirs.close().await;
