@@ -15,7 +15,7 @@ impl Session {
         match self.message_refusal(Framing::Dots) {
             Some(refusal) => self.refuse(&refusal),
             None => {
-                self.begin_message(Framing::Dots, now);
+                self.begin_message(Framing::Dots, 0, now);
                 self.push_line("354 End data with <CR><LF>.<CR><LF>");
                 self.state = State::Data;
             }
@@ -30,7 +30,7 @@ impl Session {
             return;
         }
         if refusal.is_none() {
-            self.begin_message(Framing::Chunks, now);
+            self.begin_message(Framing::Chunks, octets, now);
         }
         self.state = State::Chunk { remaining: octets, octets, last, refusal };
     }
@@ -48,7 +48,7 @@ impl Session {
         mixed.then(|| Refusal::new(503, 5, 1, "The message has begun with BDAT"))
     }
 
-    fn begin_message(&mut self, framing: Framing, now: Now) {
+    fn begin_message(&mut self, framing: Framing, announced: u64, now: Now) {
         let (Some(transaction), Some(client)) = (&mut self.transaction, &self.client) else {
             return;
         };
@@ -63,10 +63,10 @@ impl Session {
         let date = self.date.of(now.wall);
         transaction.data = received_field(&client.trace, protocol, transaction.mid, date);
         transaction.received_octets = transaction.data.len();
-        // A declared size saves the growth of the buffer; a false one costs no more than this. A
-        // large message gets its room from the caller.
-        let declared = transaction.size_declared.unwrap_or(0);
-        let expected = if declared > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { declared };
+        // A size that is known saves the growth of the buffer; a false one costs no more than
+        // this. A large message gets its room from the caller.
+        let known = transaction.size_declared.unwrap_or(0).max(announced);
+        let expected = if known > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { known };
         transaction.data.reserve(usize::try_from(expected).unwrap_or(0));
         transaction.intake = Some(Intake::new(framing, now.mono));
     }
