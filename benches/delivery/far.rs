@@ -69,7 +69,7 @@ pub fn long_link(arguments: &Arguments) -> Value {
 
 /// What nine hosts get when there is no tenth, and when the tenth stalls after DATA for ever.
 pub fn stalled_host(arguments: &Arguments) -> Value {
-    let messages = if arguments.smoke { 1000 } else { 200_000 };
+    let messages = if arguments.smoke { 1000 } else { 400_000 };
     let row = Row { messages, ..ROWS[0].clone() };
     let healthy = nine(&row, None, arguments);
     let stalls = Behaviour { stall_at: Some(Stage::Data), ..Behaviour::default() };

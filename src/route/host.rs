@@ -40,8 +40,9 @@ pub const SLOW_CONNECT_MS: u64 = 2_000;
 pub const CEILING_STEP_MS: u64 = 60_000;
 /// A host is silent after this many times its usual reply time.
 pub const SILENT_TIMES: u64 = 10;
-/// No host is silent before this, in milliseconds: ten times a usual time of 1 ms is a hiccup.
-pub const SILENT_MS_MIN: u64 = 1_000;
+/// No host is silent before this, in milliseconds: ten times a usual time of 1 ms is a hiccup. Of
+/// ten equal hosts one that hangs holds up a tenth of the mail for this long.
+pub const SILENT_MS_MIN: u64 = 300;
 /// The state of a host that nobody used for this long is forgotten, in milliseconds.
 pub const FORGET_MS: u64 = 3_600_000;
 /// A destination's claim on connections lasts for two of these, in milliseconds.
@@ -358,15 +359,22 @@ impl Host {
         self.usual_reply.load(Relaxed) >> 8
     }
 
+    /// How long no session has had a good reply, in milliseconds, when one has waited for a reply
+    /// since `asked`.
+    #[must_use]
+    pub fn quiet_ms(&self, asked: Mono, now: Mono) -> u64 {
+        let heard = self.good_replies.iter().map(|r| r.load(Relaxed)).max().unwrap_or(0);
+        now.since_ms(asked.max(Mono(heard.saturating_sub(1))))
+    }
+
     /// A session has waited for a reply since `asked`. True, and the host is passed over and
     /// should get no new connections, when it has been silent on all sessions for
     /// [`SILENT_TIMES`] its usual reply time. Ask again while the wait lasts; the next good reply
     /// ends it.
     pub fn check_silence(&self, asked: Mono, now: Mono) -> bool {
         let usual = self.usual_reply_ms();
-        let heard = self.good_replies.iter().map(|r| r.load(Relaxed)).max().unwrap_or(0);
-        let quiet_ms = now.since_ms(asked.max(Mono(heard.saturating_sub(1))));
-        let silent = usual > 0 && quiet_ms > (usual * SILENT_TIMES).max(SILENT_MS_MIN);
+        let silent =
+            usual > 0 && self.quiet_ms(asked, now) > (usual * SILENT_TIMES).max(SILENT_MS_MIN);
         if silent {
             self.silent_until_ms.store(now.0.saturating_add(PASS_OVER_BROKEN_MS), Relaxed);
         }

@@ -275,6 +275,7 @@ impl Shard {
     pub(super) fn enter_lane(self: &Rc<Self>, delivery: Delivery, host: &Arc<Host>, bound: bool) {
         let served = self.lane(&delivery.destination, host);
         let id = self.id_of(delivery.handle);
+        self.hold_back_no_more(delivery.handle, &served);
         let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
         pieces.into_iter().for_each(|piece| lane.push_bound(piece));

@@ -15,6 +15,7 @@ use std::time::Duration;
 use super::Shard;
 use super::delivery::{Delivery, UnderWay};
 use super::hot::Message;
+use super::pool::Served;
 use crate::mail::{Dcid, Failure, Handle, Mid, Mono, Now, PossiblyAccepted, Rid};
 use crate::queue::{Full, NewMessage, Ticket};
 
@@ -63,6 +64,18 @@ impl Shard {
         let wanted = (self.usual_delivery_us.get() * USUAL_TIMES).div_ceil(1000);
         // Deliveries that take longer than we are ready to wait: waiting gains nothing.
         if wanted > most { 0 } else { wanted.max(HOLD_BACK_MS_MIN).min(most) }
+    }
+
+    /// A host that owes a reply for longer than any message is held back will not accept this one
+    /// in time: its client would only wait, and with it all that it has sent behind it.
+    pub(super) fn hold_back_no_more(&self, handle: Handle, served: &Served) {
+        let most = u64::from(self.config().tuning.hold_back_ms);
+        let owes = served.outstanding.get() > 0
+            && served.host.quiet_ms(served.asked.get(), self.now().mono) > most;
+        if owes {
+            self.queue.borrow_mut().write_now(handle);
+            self.commit_bell.ring();
+        }
     }
 
     /// A delivery took `us` microseconds from the final dot on; an eighth of it counts.
