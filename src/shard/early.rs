@@ -70,8 +70,11 @@ impl Shard {
     /// in time: its client would only wait, and with it all that it has sent behind it.
     pub(super) fn hold_back_no_more(&self, handle: Handle, served: &Served) {
         let most = u64::from(self.config().tuning.hold_back_ms);
+        let (asked, now) = (served.asked.get(), self.now().mono);
+        // What other shards have heard is asked for last: it lies in their caches.
         let owes = served.outstanding.get() > 0
-            && served.host.quiet_ms(served.asked.get(), self.now().mono) > most;
+            && now.since_ms(asked) > most
+            && served.host.quiet_ms(asked, now) > most;
         if owes {
             self.queue.borrow_mut().write_now(handle);
             self.commit_bell.ring();
