@@ -34,6 +34,18 @@ fn synced_with_more(behind: &[usize]) -> (Rig<MemMedium>, Effect, Vec<Ticket>) {
     (rig, sync, tickets)
 }
 
+/// More comes while a segment is synced than fits into it: it is given up, and not free.
+fn give_up_during(rig: &mut Rig<MemMedium>, sync: Effect, mids: std::ops::RangeInclusive<u64>) {
+    for mid in mids {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let write = next_write(rig);
+    rig.perform(write, false);
+    rig.perform(sync, false);
+    assert_eq!(rig.queue.usage().segments_free, 0);
+    assert!(rig.run());
+}
+
 #[test]
 fn much_mail_is_written_during_a_sync_and_synced_after_it() {
     let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
@@ -101,14 +113,7 @@ fn a_segment_is_full_while_its_last_commit_is_synced() {
         rig.append(mid, &["a@one.example"], &body(200_000));
     }
     let first = until_sync(&mut rig);
-    for mid in 5..=8 {
-        rig.append(mid, &["a@one.example"], &body(200_000));
-    }
-    let write = next_write(&mut rig);
-    rig.perform(write, false);
-    rig.perform(first, false);
-    assert_eq!(rig.queue.usage().segments_free, 0);
-    assert!(rig.run());
+    give_up_during(&mut rig, first, 5..=8);
     assert_eq!(rig.contents().len(), 8);
 }
 
@@ -133,13 +138,6 @@ fn a_segment_is_not_free_between_two_messages_of_a_commit() {
     assert!(rig.queue.deleted(before, Rid(0)).message_gone);
     let second = until_sync(&mut rig);
     rig.poll();
-    for mid in 6..=9 {
-        rig.append(mid, &["a@one.example"], &body(200_000));
-    }
-    let write = next_write(&mut rig);
-    rig.perform(write, false);
-    rig.perform(second, false);
-    assert_eq!(rig.queue.usage().segments_free, 0);
-    assert!(rig.run());
+    give_up_during(&mut rig, second, 6..=9);
     assert_eq!(rig.contents().len(), 7);
 }
