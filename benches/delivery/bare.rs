@@ -32,6 +32,9 @@ const FILE_OCTETS: u64 = 256 << 20;
 /// The kernel takes this many pieces in one gathered write.
 const PIECES_MAX: usize = 1024;
 
+/// Clients that connect at once.
+const BACKLOG: i32 = 4096;
+
 const LISTENER: u64 = u64::MAX;
 const TO_HOST: u64 = 1 << 32;
 
@@ -53,6 +56,9 @@ pub struct Server {
 impl Server {
     pub fn start(way: Way<'_>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // A second call only changes the backlog: with the usual 128 some of 1,000 clients that
+        // connect at once stand for themselves alone, and wait for a greeting for ever.
+        rustix::net::listen(&listener, BACKLOG).unwrap();
         let address = listener.local_addr().unwrap();
         let mut relay = Relay::new(listener, way);
         let run = move || {
