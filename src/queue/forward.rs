@@ -473,11 +473,18 @@ impl Queue {
     }
 
     /// The commit of the copies failed: if it can be helped, the next start does not find them.
+    ///
+    /// The sources are not used again before that is synced, with a poisoned target not at all: a
+    /// power cut may leave the copies without their marks, and then only the source still tells
+    /// that a recipient was settled.
     pub(super) fn withdraw_copies(&mut self, target: usize, moves: &[Moved]) {
-        for (_, copy) in moves.iter().flat_map(|moved| &moved.slots) {
-            let word = self.segments[target].state(*copy);
-            let word = StateWord { state: State::Moved, in_flight: false, ..word };
-            self.store_state(target, *copy, word);
+        for moved in moves {
+            for (_, copy) in &moved.slots {
+                let word = self.segments[target].state(*copy);
+                let word = StateWord { state: State::Moved, in_flight: false, ..word };
+                self.store_state(target, *copy, word);
+            }
+            self.hold_until_synced(target, moved.source);
         }
     }
 }
