@@ -1,8 +1,8 @@
 //! What the queue costs on a real disk: commits by the number of messages that wait, beside the
 //! bare loops that any queue must pay; recovery; memory per recipient; the engine's start.
 //!
-//! Owns: the rows `engine`, `ring` and `pwrite` for each batch, and the row `recovery`. Never: a
-//! target.
+//! Owns: the rows `engine`, `layout`, `ring` and `pwrite` for each batch, and the row `recovery`.
+//! Never: a target.
 //!
 //! `engine` is [`Queue`] with its files, its effects carried out one by one through the shard's
 //! ring as a shard does it: append, write, slots, one fdatasync, 250, and the recipient settled.
@@ -10,7 +10,9 @@
 //! start of each commit as many messages wait as the row says.
 //! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
 //! written full before, and sync it once per batch: through the same ring, and by the two plain
-//! system calls. Their next batch needs no work. Latency is from the append of a message to its
+//! system calls. Their next batch needs no work. `layout` writes by plain system calls what the
+//! queue's files ask for, and is no queue: the records' octets in one place, their slots in a table,
+//! the words of the batch before, a header copy. Latency is from the append of a message to its
 //! commit, hence with the sync of the batch before.
 
 #![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the data plane does not")]
@@ -36,6 +38,7 @@ use hdrhistogram::Histogram;
 use ringpost::mail::{
     Body, BodyKind, Envelope, Handle, Mailbox, MessageFacts, Notify, Recipient, Rid, ShardId,
 };
+use ringpost::queue::format::{HEADER_COPY_OFFSET, HEADER_OCTETS, HEADERS_END, SLOT_OCTETS};
 use ringpost::queue::settings::QueueSettings;
 use ringpost::queue::{
     Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
@@ -51,9 +54,15 @@ const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--s
 const BATCHES: [usize; 4] = [1, 20, 100, 1000];
 /// Slices of a row.
 const SLICES: u32 = 10;
-const BODY_OCTETS: usize = 4096;
-/// What a message of [`BODY_OCTETS`] comes to with its envelope and slots.
+/// A message with its envelope and slots.
 const RECORD_OCTETS: usize = 4200;
+/// An entry and a message slot.
+const SLOTS_OCTETS: usize = 2 * SLOT_OCTETS;
+const ENVELOPE_OCTETS: usize = 64;
+const BODY_OCTETS: usize = RECORD_OCTETS - SLOTS_OCTETS - ENVELOPE_OCTETS;
+/// The table takes this part of a segment's octets.
+const TABLE_PARTS: u64 = 16;
+const PAGE_OCTETS: u64 = 4096;
 /// Messages of the recovery row are this large: it is their number that counts.
 const SMALL_OCTETS: usize = 256;
 /// Their receiving domains.
@@ -224,14 +233,16 @@ async fn commits(
     }
     for batch in batches.iter().copied() {
         let (mut engine, mut by_ring) = (Outcome::none(), Outcome::none());
-        let mut by_pwrite = Outcome::none();
+        let (mut by_layout, mut by_pwrite) = (Outcome::none(), Outcome::none());
         for _ in 0..SLICES {
             by_ring.add(&bare_by_ring(&files, &bare_file, batch, extent).await);
             engine.add(&disk.commit(batch, extent.slice_for).await);
+            by_layout.add(&by_the_layout(&bare_file, batch, extent));
             by_pwrite.add(&bare_by_pwrite(&bare_file, batch, extent));
         }
         let best = by_ring.rate().max(by_pwrite.rate());
         print(json, "engine", batch, &engine, best);
+        print(json, "layout", batch, &by_layout, best);
         print(json, backend.name(), batch, &by_ring, best);
         print(json, "pwrite", batch, &by_pwrite, best);
     }
@@ -307,6 +318,34 @@ fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
     while meter.start.elapsed() < extent.slice_for {
         let since = Instant::now();
         file.write_all_at(&record, place(&mut at, octets, extent.segment_octets)).unwrap();
+        file.sync_data().unwrap();
+        meter.done(batch as u64, since);
+    }
+    meter.end()
+}
+
+/// What the files of the queue ask for, in the order of their offsets.
+fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
+    let record = vec![b'x'; batch * (RECORD_OCTETS - SLOTS_OCTETS)];
+    let slots = vec![b'x'; batch * SLOTS_OCTETS];
+    let (header, word) = ([b'x'; HEADER_OCTETS], [b'x'; 8]);
+    let (octets, table) = (record.len() as u64, slots.len() as u64);
+    let table_octets = extent.segment_octets / TABLE_PARTS;
+    let body_octets = extent.segment_octets - table_octets;
+    let (mut meter, mut at, mut slots_at) = (Meter::start(), 0, 0);
+    let (mut before, mut copy) = (None, 0);
+    while meter.start.elapsed() < extent.slice_for {
+        let since = Instant::now();
+        file.write_all_at(&header, copy).unwrap();
+        copy = HEADER_COPY_OFFSET - copy;
+        let here = HEADERS_END + place(&mut slots_at, table, table_octets - HEADERS_END);
+        file.write_all_at(&slots, here).unwrap();
+        let words = before.replace(here).map(|before: u64| before..before + table);
+        for page in words.into_iter().flat_map(|words| words.step_by(PAGE_OCTETS as usize)) {
+            file.write_all_at(&word, page).unwrap();
+        }
+        let body_at = table_octets + place(&mut at, octets, body_octets);
+        file.write_all_at(&record, body_at).unwrap();
         file.sync_data().unwrap();
         meter.done(batch as u64, since);
     }
