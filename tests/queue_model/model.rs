@@ -291,7 +291,13 @@ impl Life {
         let (handle, rid) = (self.handles[&key], Rid(key.1));
         let change = self.change(key);
         if self.known[&key].flight.is_none() {
-            assert_eq!(self.rig.queue.begin(handle, &[rid]), [rid], "{key:?} is pending");
+            if self.rig.queue.begin(handle, &[rid]) != [rid] {
+                // Its commit has failed, and nobody has heard of it yet.
+                self.rig.take_up();
+                self.hear();
+                assert!(!self.handles.contains_key(&key), "{key:?} is pending");
+                return;
+            }
             self.known.get_mut(&key).unwrap().flight = Some(change);
             if self.random.one_in(3) {
                 return;
