@@ -62,7 +62,7 @@ const ENVELOPE_OCTETS: usize = 64;
 const BODY_OCTETS: usize = RECORD_OCTETS - SLOTS_OCTETS - ENVELOPE_OCTETS;
 /// The table takes this part of a segment's octets.
 const TABLE_PARTS: u64 = 16;
-const PAGE_OCTETS: u64 = 4096;
+const PAGE_OCTETS: usize = 4096;
 /// Messages of the recovery row are this large: it is their number that counts.
 const SMALL_OCTETS: usize = 256;
 /// Their receiving domains.
@@ -341,7 +341,7 @@ fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
         let here = HEADERS_END + place(&mut slots_at, table, table_octets - HEADERS_END);
         file.write_all_at(&slots, here).unwrap();
         let words = before.replace(here).map(|before: u64| before..before + table);
-        for page in words.into_iter().flat_map(|words| words.step_by(PAGE_OCTETS as usize)) {
+        for page in words.into_iter().flat_map(|words| words.step_by(PAGE_OCTETS)) {
             file.write_all_at(&word, page).unwrap();
         }
         let body_at = table_octets + place(&mut at, octets, body_octets);
