@@ -11,9 +11,9 @@
 //! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
 //! written full before, and sync it once per batch: through the same ring, and by the two plain
 //! system calls. Their next batch needs no work. `layout` writes by plain system calls what the
-//! queue's files ask for, and is no queue: the records' octets in one place, their slots in a table,
-//! the words of the batch before, a header copy. Latency is from the append of a message to its
-//! commit, hence with the sync of the batch before.
+//! queue's files ask for, and is no queue: the records' octets in one place, their slots in a
+//! table, the words of the batch before, a header copy. Latency is from the append of a message to
+//! its commit, hence with the sync of the batch before.
 
 #![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the data plane does not")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
