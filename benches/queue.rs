@@ -58,10 +58,11 @@ const SLICES: u32 = 10;
 const RECORD_OCTETS: usize = 4200;
 /// An entry and a message slot.
 const SLOTS_OCTETS: usize = 2 * SLOT_OCTETS;
-const ENVELOPE_OCTETS: usize = 64;
+/// The sender's 28 octets and the recipient's 16, with their lengths.
+const ENVELOPE_OCTETS: usize = 8 + 28 + 4 + 16;
 const BODY_OCTETS: usize = RECORD_OCTETS - SLOTS_OCTETS - ENVELOPE_OCTETS;
 /// The table takes this part of a segment's octets.
-const TABLE_PARTS: u64 = 16;
+const TABLE_PARTS: u64 = 8;
 const PAGE_OCTETS: usize = 4096;
 /// Messages of the recovery row are this large: it is their number that counts.
 const SMALL_OCTETS: usize = 256;
@@ -324,7 +325,7 @@ fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
     meter.end()
 }
 
-/// What the files of the queue ask for, in the order of their offsets.
+/// What a commit writes to the files of the queue, without the queue.
 fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
     let record = vec![b'x'; batch * (RECORD_OCTETS - SLOTS_OCTETS)];
     let slots = vec![b'x'; batch * SLOTS_OCTETS];
