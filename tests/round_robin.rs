@@ -10,6 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Engine, Peer, Setup, io_modes};
+use ringpost::limits::LANE_DELIVERIES_MAX;
 
 /// Sends `count` messages over `clients` connections.
 fn send_many(engine: &Engine, clients: usize, count: usize) {
@@ -70,10 +71,12 @@ fn a_slow_host_takes_fewer_and_delays_none() {
         let engine = Engine::start(&setup);
         send_many(&engine, 4, MESSAGES);
         let begun = Instant::now();
-        // What the lane of the slow host cannot hold goes to its equal.
-        let most = MESSAGES / 2 + 100;
-        engine.wait("the fast host's share", || fast.messages().len() >= most);
-        assert!(begun.elapsed() < Duration::from_secs(20), "the fast host waited");
+        // What the lane of the slow host cannot hold goes to its equal, as fast as that takes it:
+        // it does not win a permit back from the slow one for every handful.
+        engine.wait("the fast host's share", || {
+            fast.messages().len() + slow.messages().len() + LANE_DELIVERIES_MAX + 8 >= MESSAGES
+        });
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
         assert_eq!(spare.connections(), 0, "priority 10 while 0 is up");
         assert!(slow.messages().len() < fast.messages().len() / 4, "the slow host took as many");
         assert_eq!(engine.metric("ringpost_soft_bounces_total"), 0.0);

@@ -312,7 +312,9 @@ impl Shard {
         }
     }
 
-    /// This lane has run empty: a turn for a full one of the same group is passed over to it.
+    /// This lane has run empty: a turn for a full one of the same group is passed over to it, and
+    /// the destination feeds at once. Later would be too late: a session that finds its lane empty
+    /// gives its permit to the full lane that waits for one, and has to win it back.
     pub(super) fn relieve_full_lanes(self: &Rc<Self>, empty: &Rc<Served>) {
         let mut pool = self.pool.borrow_mut();
         if pool.over_full.is_empty() {
@@ -328,6 +330,7 @@ impl Shard {
             empty.lane.borrow_mut().push_bound(delivery);
             self.serve(empty);
             self.poke(vec![id]);
+            self.feed();
         }
     }
 
