@@ -11,6 +11,7 @@
 mod common;
 
 use std::fs;
+use std::io::Read;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -226,6 +227,60 @@ fn hup_reopens_the_log(io: &str) {
     assert!(engine.log().contains("second@b.test") && !engine.log().contains("first@b.test"));
     let mut client = Client::connect(engine.smtp);
     assert!(client.command("NOOP").starts_with("250"), "the engine takes mail as before");
+}
+
+each_io!(the_last_lines_reach_a_log_that_is_slow);
+/// A pipe that nobody reads: all lines are on their way into it, none waits behind them, and the
+/// engine is told to end.
+fn the_last_lines_reach_a_log_that_is_slow(io: &str) {
+    const MESSAGES: usize = 400;
+    const PIPE_OCTETS: usize = 64 * 1024;
+    let peer = Peer::good();
+    let setup = Setup::new(io, format!("ALL {}", peer.host(0)));
+    let mut setup = setup.tables("[destination.default]\nmax_messages_per_connection = 1\n");
+    setup.top = setup.top.replace("shards = 2", "shards = 1");
+    let mut engine = Engine::start(&setup);
+    let path = engine.path("mail_logs");
+    fs::rename(&path, engine.path("mail_logs.1")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let mut log = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    engine.signal("HUP");
+    let mut lines = vec![0; PIPE_OCTETS];
+    let count = log.read(&mut lines).unwrap();
+    lines.truncate(count);
+    for _ in 0..MESSAGES {
+        engine.send("a@a.test", &["b@b.test"]);
+    }
+    let sessions = "ringpost_sessions{direction=\"out\"}";
+    engine.wait("the last session to end", || engine.metric(sessions) == 0.0);
+    engine.wait_empty();
+    // The pipe is full, and what was written last waits before it: once that is in, all the rest
+    // follows as one write.
+    let mut first = vec![0; PIPE_OCTETS];
+    log.read_exact(&mut first).unwrap();
+    lines.extend(first);
+    std::thread::sleep(Duration::from_millis(300));
+    engine.signal("TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    // The last writer: behind it comes the end.
+    let mut reader = fs::File::open(&path).unwrap();
+    drop(log);
+    let rest = std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).map(|_| rest).unwrap()
+    });
+    assert_eq!(engine.wait_exit(), Some(0), "{}", engine.stderr());
+    let rest = rest.join().unwrap();
+    assert!(rest.len() > PIPE_OCTETS, "{} octets are less than the pipe takes at once", rest.len());
+    lines.extend(rest);
+    let lines = String::from_utf8(lines).unwrap();
+    let count = |text: &str| lines.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(count("Message finished"), MESSAGES);
+    assert_eq!(count("New SMTP DCID"), lines.lines().filter(|l| is_close(l, "DCID")).count());
+}
+
+fn is_close(line: &str, of: &str) -> bool {
+    line.ends_with(" close") && line.contains(&format!(" {of} "))
 }
 
 each_io!(term_under_load_loses_and_repeats_nothing);

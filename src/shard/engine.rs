@@ -256,6 +256,7 @@ impl Shard {
             under_way: RefCell::default(),
             pool: RefCell::default(),
             mail_log: RefCell::new(MailLog::new(zone, config.log.detail)),
+            log_under_way: Cell::new(false),
             latencies: RefCell::default(),
             commit_latencies: RefCell::default(),
             bells: RefCell::default(),

@@ -55,6 +55,7 @@ impl Shard {
         if lines.is_empty() {
             return;
         }
+        self.log_under_way.set(true);
         let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
         let lines = Arc::new(lines);
         let written = match file {
@@ -64,6 +65,7 @@ impl Shard {
             }
             None => self.log_is_off(),
         };
+        self.log_under_way.set(false);
         let mut log = self.mail_log.borrow_mut();
         if let Ok(lines) = Arc::try_unwrap(lines) {
             log.recycle(lines);
@@ -74,8 +76,12 @@ impl Shard {
         self.counters().log_lines_dropped.set(log.dropped_total());
     }
 
-    /// The last lines, at the end of the shard.
+    /// The last lines, at the end of the shard. Those that are on their way come first: the thread
+    /// ends behind this, and what it has not written by then is written by nobody.
     pub(super) async fn finish_log(&self) {
+        while self.log_under_way.get() {
+            io::sleep(Duration::from_millis(10)).await;
+        }
         let file = self.open_log();
         self.flush_log(file.as_ref()).await;
     }

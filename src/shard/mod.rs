@@ -113,6 +113,8 @@ pub struct Shard {
     under_way: RefCell<HashMap<Handle, UnderWay>>,
     pool: RefCell<Pool>,
     mail_log: RefCell<MailLog>,
+    /// A batch of lines is being written.
+    log_under_way: Cell<bool>,
     latencies: RefCell<Latencies>,
     commit_latencies: RefCell<Latencies>,
     /// Bells of all connections, for the sweep of deadlines.
