@@ -279,6 +279,21 @@ fn the_last_lines_reach_a_log_that_is_slow(io: &str) {
     assert_eq!(count("New SMTP DCID"), lines.lines().filter(|l| is_close(l, "DCID")).count());
 }
 
+each_io!(a_log_that_is_a_pipe_without_a_reader_stops_no_mail);
+fn a_log_that_is_a_pipe_without_a_reader_stops_no_mail(io: &str) {
+    let peer = Peer::good();
+    let mut engine = engine(io, &peer);
+    let path = engine.path("mail_logs");
+    fs::rename(&path, engine.path("mail_logs.1")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    engine.signal("HUP");
+    std::thread::sleep(Duration::from_millis(200));
+    engine.send("a@a.test", &["b@b.test"]);
+    engine.wait("the dropped lines", || engine.metric("ringpost_log_lines_dropped_total") > 0.0);
+    assert_eq!(peer.messages().len(), 1);
+    engine.stop();
+}
+
 fn is_close(line: &str, of: &str) -> bool {
     line.ends_with(" close") && line.contains(&format!(" {of} "))
 }

@@ -313,7 +313,7 @@ impl Shard {
         listeners: Vec<(usize, BoundListener)>,
         ready: &mpsc::Sender<Result<(), String>>,
     ) {
-        let log_file = self.begin_log().await;
+        let log = self.begin_log().await;
         // What was found in flight stands in the log now.
         self.queue.borrow_mut().end_flights();
         let mut open = Vec::new();
@@ -325,7 +325,7 @@ impl Shard {
         }
         io::spawn(self.clone().run_commits());
         io::spawn(self.clone().run_hold_back());
-        io::spawn(self.clone().run_log(log_file));
+        io::spawn(self.clone().run_log(log));
         io::spawn(self.clone().run_ticks());
         io::spawn(self.clone().run_doorbell());
         io::spawn(self.clone().run_feed());

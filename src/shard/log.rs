@@ -20,30 +20,32 @@ const FLUSH: Duration = Duration::from_millis(50);
 /// A file that could not be opened is tried again after this long.
 const REOPEN: Duration = Duration::from_secs(1);
 
+/// The log's file, if it could be opened.
+pub(super) struct OpenLog {
+    file: Option<File>,
+    /// The order to open it that this follows.
+    generation: u64,
+}
+
 impl Shard {
     /// Opens the log and writes what the start had to say.
-    pub(super) async fn begin_log(&self) -> Option<File> {
-        let file = self.open_log();
-        self.begin_log_file();
-        self.flush_log(file.as_ref()).await;
-        file
+    pub(super) async fn begin_log(&self) -> OpenLog {
+        let log = self.begin_log_file();
+        self.flush_log(log.file.as_ref()).await;
+        log
     }
 
     /// Writes the log until the shard ends.
-    pub(super) async fn run_log(self: Rc<Self>, mut file: Option<File>) {
-        let mut generation = self.shared.log_generation();
+    pub(super) async fn run_log(self: Rc<Self>, mut log: OpenLog) {
         loop {
-            let asked = self.shared.log_generation();
-            if asked != generation {
-                generation = asked;
-                self.flush_log(file.as_ref()).await;
-                file = self.open_log();
-                self.begin_log_file();
+            if self.shared.log_generation() != log.generation {
+                self.flush_log(log.file.as_ref()).await;
+                log = self.begin_log_file();
             }
-            self.flush_log(file.as_ref()).await;
-            if file.is_none() && !self.log_is_off() {
+            self.flush_log(log.file.as_ref()).await;
+            if log.file.is_none() && !self.log_is_off() {
                 io::sleep(REOPEN).await;
-                file = self.open_log();
+                log.file = self.open_log();
             }
             self.log_bell.rung_within(FLUSH).await;
         }
@@ -86,11 +88,15 @@ impl Shard {
         self.flush_log(file.as_ref()).await;
     }
 
-    fn begin_log_file(&self) {
+    fn begin_log_file(&self) -> OpenLog {
+        // Read first: an order that comes meanwhile is carried out by the next look.
+        let generation = self.shared.log_generation();
+        let file = self.open_log();
         if self.id.0 == 0 {
             let version = concat!("Ringpost ", env!("CARGO_PKG_VERSION"));
             self.log(|log, now| log.begin_logfile(now, version));
         }
+        OpenLog { file, generation }
     }
 
     fn open_log(&self) -> Option<File> {

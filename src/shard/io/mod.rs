@@ -20,6 +20,7 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -438,9 +439,12 @@ impl Files {
     /// one open(2): for logs at start and at SIGHUP.
     ///
     /// # Errors
-    /// As open(2).
+    /// As open(2); ENXIO for a pipe that nobody reads, which otherwise is waited for in open(2).
     pub fn open_append(&self, path: &Path) -> io::Result<File> {
-        Ok(self.adopt(OpenOptions::new().append(true).create(true).open(path)?))
+        let mut options = OpenOptions::new();
+        let file = options.append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND)?;
+        Ok(self.adopt(file))
     }
 
     /// Standard output.
