@@ -59,12 +59,15 @@ impl Domain {
         }
         let text = std::str::from_utf8(text).map_err(|_| AddressError::Domain)?;
         let has_a_label = || text.as_bytes().windows(4).any(|w| w.eq_ignore_ascii_case(b"xn--"));
-        if !text.is_ascii() || text.contains("--") && has_a_label() {
+        let has_hyphens = memchr::memchr(b'-', text.as_bytes()).is_some() && text.contains("--");
+        if !text.is_ascii() || has_hyphens && has_a_label() {
             // UTS #46 maps some characters to ASCII ones; deny list and hyphen rules stay on.
             let ascii = idna::domain_to_ascii_strict(text).map_err(|_| AddressError::Domain)?;
             return Self::check(&ascii);
         }
-        if text.bytes().any(|b| b.is_ascii_uppercase()) {
+        // No way out of this loop, so that many octets are looked at in one step.
+        let has_upper = text.bytes().fold(false, |found, b| found | b.is_ascii_uppercase());
+        if has_upper {
             return Self::check(&text.to_ascii_lowercase());
         }
         Self::check(text)
@@ -106,16 +109,29 @@ impl Domain {
     }
 
     fn check(name: &str) -> Result<Self, AddressError> {
-        let label_ok = |label: &str| {
-            (1..=63).contains(&label.len())
-                && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-        };
-        let in_form = name.len() <= limits::DOMAIN_OCTETS_MAX && name.split('.').all(label_ok);
-        in_form.then(|| Self(name.into())).ok_or(AddressError::Domain)
+        if name.len() > limits::DOMAIN_OCTETS_MAX {
+            return Err(AddressError::Domain);
+        }
+        let ends_label = |octets, last| last != b'-' && (1..=63).contains(&octets);
+        let (mut label_octets, mut before) = (0, b'.');
+        for byte in name.bytes() {
+            let in_form = match byte {
+                b'.' => ends_label(label_octets, before),
+                b'-' => before != b'.',
+                _ => IN_LABEL[usize::from(byte)],
+            };
+            if !in_form {
+                return Err(AddressError::Domain);
+            }
+            label_octets = if byte == b'.' { 0 } else { label_octets + 1 };
+            before = byte;
+        }
+        ends_label(label_octets, before).then(|| Self(name.into())).ok_or(AddressError::Domain)
     }
 }
+
+/// What a label is made of, but for its hyphens.
+const IN_LABEL: [bool; 256] = octets_of(b"_", false);
 
 impl fmt::Display for Domain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,17 +241,40 @@ fn quoted_end(text: &[u8]) -> Result<usize, AddressError> {
 }
 
 fn dot_string_end(text: &[u8]) -> Result<usize, AddressError> {
-    let end = text.iter().position(|b| *b == b'@').ok_or(AddressError::Syntax)?;
-    let atom = |atom: &[u8]| {
-        !atom.is_empty()
-            && atom.iter().all(|b| {
-                b.is_ascii_alphanumeric() || *b >= 0x80 || b"!#$%&'*+-/=?^_`{|}~".contains(b)
-            })
-    };
-    let in_form = text[..end].split(|b| *b == b'.').all(atom);
-    // Addresses with dots at odd places exist and are delivered every day; RFC 5321 4.1.2 has
-    // no room for them, and only quoting would make them legal.
-    in_form.then_some(end).ok_or(AddressError::LocalPart)
+    let end = memchr::memchr(b'@', text).ok_or(AddressError::Syntax)?;
+    let mut before = b'.';
+    for byte in text[..end].iter().chain(b".") {
+        // Addresses with dots at odd places exist and are delivered every day; RFC 5321 4.1.2 has
+        // no room for them, and only quoting would make them legal.
+        let in_form = if *byte == b'.' { before != b'.' } else { IN_ATOM[usize::from(*byte)] };
+        if !in_form {
+            return Err(AddressError::LocalPart);
+        }
+        before = *byte;
+    }
+    Ok(end)
+}
+
+/// What an atom is made of (RFC 5321 4.1.2, RFC 6531 3.3).
+const IN_ATOM: [bool; 256] = octets_of(b"!#$%&'*+-/=?^_`{|}~", true);
+
+/// Letters, digits and `others`, and with `beyond_ascii` all above 127.
+const fn octets_of(others: &[u8], beyond_ascii: bool) -> [bool; 256] {
+    let mut set = [false; 256];
+    let mut octet = 0_u8;
+    loop {
+        set[octet as usize] = octet.is_ascii_alphanumeric() || beyond_ascii && octet >= 0x80;
+        if octet == u8::MAX {
+            break;
+        }
+        octet += 1;
+    }
+    let mut i = 0;
+    while i < others.len() {
+        set[others[i] as usize] = true;
+        i += 1;
+    }
+    set
 }
 
 #[cfg(test)]
@@ -302,6 +341,21 @@ mod tests {
             assert!(Mailbox::parse(input).is_err(), "{}", input.escape_ascii());
         }
         assert!(Mailbox::parse(&[b'a'; 600]).is_err());
+    }
+
+    #[test]
+    fn labels_have_their_form() {
+        let (longest, too_long) = ("a".repeat(63), "a".repeat(64));
+        for name in ["a", "a-b.c", "a--b.c", "_a._b.c_", "1.2", "A.b", &longest] {
+            let domain = Domain::parse(name.as_bytes()).unwrap();
+            assert_eq!(domain.as_str(), name.to_ascii_lowercase());
+        }
+        let bad = ["", ".", ".a", "a.", "a..b", "-a", "a-", "a-.b", "a.-b", "a b", "a/b", "-"];
+        for name in bad.into_iter().chain([too_long.as_str()]) {
+            assert_eq!(Domain::parse(name.as_bytes()), Err(AddressError::Domain), "{name:?}");
+        }
+        assert!(Domain::parse("a.".repeat(127).as_bytes().split_last().unwrap().1).is_ok());
+        assert!(Domain::parse("a.".repeat(129).as_bytes().split_last().unwrap().1).is_err());
     }
 
     #[test]

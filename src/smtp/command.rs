@@ -160,13 +160,20 @@ impl fmt::Display for CommandError {
 /// # Errors
 /// See [`CommandError`].
 pub fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
-    if line.iter().any(|b| *b == b'\r' || *b == b'\n') {
-        return Err(CommandError::LineEnd);
-    }
-    let line = trim_end(line);
-    if line.iter().any(|b| *b < 0x20 || *b == 0x7f) {
-        return Err(CommandError::Control);
-    }
+    let line = match has_control(line) {
+        false => trim_end(line),
+        true if memchr::memchr2(b'\r', b'\n', line).is_some() => {
+            return Err(CommandError::LineEnd);
+        }
+        // A tab is white space at the end of the line, and nowhere else.
+        true => {
+            let line = trim_end(line);
+            if has_control(line) {
+                return Err(CommandError::Control);
+            }
+            line
+        }
+    };
     let verb_end = memchr::memchr(b' ', line).unwrap_or(line.len());
     let (verb, rest) = line.split_at(verb_end);
     let rest = trim_start(rest);
@@ -191,6 +198,11 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
         | b"STARTTLS" | b"XCLIENT" | b"XFORWARD" => Err(CommandError::NotImplemented),
         _ => Err(CommandError::Unknown),
     }
+}
+
+/// A control character? The loop has no way out, so that many octets are looked at in one step.
+fn has_control(line: &[u8]) -> bool {
+    line.iter().fold(false, |found, b| found | (*b < 0x20) | (*b == 0x7f))
 }
 
 fn no_argument<'a>(rest: &[u8], command: Command<'a>) -> Result<Command<'a>, CommandError> {
@@ -318,20 +330,27 @@ fn split_path<'a>(
     let bad = CommandError::Argument(syntax);
     let start = rest.get(..word.len()).filter(|w| is(w, word)).ok_or(bad)?;
     let path = trim_start(&rest[start.len()..]).strip_prefix(b"<").ok_or(bad)?;
-    let mut quoted = false;
-    let mut at = 0;
-    let end = loop {
-        match path.get(at).ok_or(bad)? {
-            b'"' => quoted = !quoted,
-            b'\\' if quoted => at += 1,
-            b'>' if !quoted => break at,
-            _ => {}
-        }
-        at += 1;
+    let end = match memchr::memchr2(b'>', b'"', path).ok_or(bad)? {
+        end if path[end] == b'>' => end,
+        quote => path_end(path, quote).ok_or(bad)?,
     };
     let after = &path[end + 1..];
     let in_form = after.is_empty() || after[0] == b' ';
     in_form.then_some((&path[..end], after)).ok_or(bad)
+}
+
+/// Where a path with quotes ends; the first of them stands at `at`.
+fn path_end(path: &[u8], mut at: usize) -> Option<usize> {
+    let mut quoted = false;
+    loop {
+        match path.get(at)? {
+            b'"' => quoted = !quoted,
+            b'\\' if quoted => at += 1,
+            b'>' if !quoted => return Some(at),
+            _ => {}
+        }
+        at += 1;
+    }
 }
 
 fn split_parameter(text: &[u8]) -> (&[u8], Option<&[u8]>) {
