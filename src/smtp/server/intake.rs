@@ -60,14 +60,14 @@ impl Session {
             (false, true) => "ESMTP",
             (false, false) => "SMTP",
         };
-        let date = self.date.of(now.wall);
-        transaction.data = received_field(&client.trace, protocol, transaction.mid, date);
-        transaction.received_octets = transaction.data.len();
         // A size that is known saves the growth of the buffer; a false one costs no more than
         // this. A large message gets its room from the caller.
         let known = transaction.size_declared.unwrap_or(0).max(announced);
         let expected = if known > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { known };
-        transaction.data.reserve(usize::try_from(expected).unwrap_or(0));
+        let expected = usize::try_from(expected).unwrap_or(0);
+        let (trace, date) = (&client.trace, self.date.of(now.wall));
+        transaction.data = received_field(trace, protocol, transaction.mid, date, expected);
+        transaction.received_octets = transaction.data.len();
         transaction.intake = Some(Intake::new(framing, now.mono));
     }
 
