@@ -199,8 +199,14 @@ impl Mapping {
         let range = self.held.range.clone();
         let range = if range.is_empty() { index..index } else { range };
         let all = range.start.min(index)..range.end.max(index + 1);
-        for between in (all.start..range.start).chain(range.end..all.end) {
-            self.held.words[between % PAGE_WORDS] = self.word(between);
+        for between in [all.start..range.start, range.end..all.end] {
+            let (first, count) = (between.start % PAGE_WORDS, between.len());
+            let Self { backing, held, .. } = self;
+            for (held, word) in
+                held.words[first..][..count].iter_mut().zip(&backing.words()[between])
+            {
+                *held = u64::from_le(word.load(Ordering::Acquire));
+            }
         }
         self.held.words[index % PAGE_WORDS] = word;
         self.held.range = all;
@@ -282,15 +288,21 @@ impl Mapping {
     }
 
     fn words(&self) -> &[AtomicU64] {
-        match &self.backing {
+        self.backing.words()
+    }
+}
+
+impl Backing {
+    fn words(&self) -> &[AtomicU64] {
+        match self {
             // SAFETY: the mapping is page-aligned, readable and writable for `len` octets and
             // lives as long as `self`; AtomicU64 has the layout of u64 and allows shared writes;
             // this process reads through this view only, hence atomically, and writes by the
             // kernel, as if another process did.
-            Backing::File { map, .. } => unsafe {
+            Self::File { map, .. } => unsafe {
                 std::slice::from_raw_parts(map.as_ptr().cast::<AtomicU64>(), map.len() / 8)
             },
-            Backing::Memory(words) => words,
+            Self::Memory(words) => words,
         }
     }
 }

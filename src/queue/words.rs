@@ -213,11 +213,14 @@ impl Queue {
         let Ok(Slot::Message(message)) = live.slot(message_slot) else { return false };
         let first = message_slot + 1 - message.group_slots();
         let extents = first + message.entries;
-        let states = (first..extents).map(|slot| live.state(slot).state);
-        if states.clone().any(|state| !state.is_settled()) {
-            return false;
+        let mut is_moved = false;
+        for slot in first..extents {
+            let state = live.state(slot).state;
+            if !state.is_settled() {
+                return false;
+            }
+            is_moved |= state == State::Moved;
         }
-        let is_moved = states.clone().any(|state| state == State::Moved);
         for slot in extents..message_slot {
             let Ok(Slot::Extents(part)) = live.slot(slot) else { continue };
             // Its extents went over to the copy, but for those that it held beside a copy.

@@ -400,7 +400,21 @@ pub fn seed(spool: SpoolId, segment: SegmentId, generation: u32) -> u32 {
 /// The checksum of octets that stand at `offset` of the segment with this seed.
 #[must_use]
 pub fn checksum_at(seed: u32, offset: u64, octets: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(seed, &offset.to_le_bytes()), octets)
+    placed_checksum(seed, offset.to_le_bytes(), octets)
+}
+
+/// The checksum of `place` and `octets`. Few octets are brought together first: a call takes about
+/// as long as 100 octets.
+fn placed_checksum<const N: usize>(seed: u32, place: [u8; N], octets: &[u8]) -> u32 {
+    let mut all = [0; SLOT_OCTETS];
+    match all.get_mut(..N + octets.len()) {
+        Some(all) => {
+            all[..N].copy_from_slice(&place);
+            all[N..].copy_from_slice(octets);
+            crc32c::crc32c_append(seed, all)
+        }
+        None => crc32c::crc32c_append(crc32c::crc32c_append(seed, &place), octets),
+    }
 }
 
 /// The hash of an address that entries carry: finds candidates without reading envelopes.

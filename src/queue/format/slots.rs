@@ -3,7 +3,9 @@
 //! Owns: their encoding and checksums; the layout is drawn in the parent's table. Never: where
 //! they come from.
 
-use super::{EXTENTS_PER_SLOT, SLOT_OCTETS, SegmentId, put, u16_at, u32_at, u64_at};
+use super::{
+    EXTENTS_PER_SLOT, SLOT_OCTETS, SegmentId, placed_checksum, put, u16_at, u32_at, u64_at,
+};
 use crate::mail::{Mid, Rid, Wall};
 
 const ENTRY_CHECKED_END: usize = 112;
@@ -205,7 +207,7 @@ impl Slot {
 }
 
 fn slot_checksum(seed: u32, index: u32, octets: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(seed, &index.to_le_bytes()), octets)
+    placed_checksum(seed, index.to_le_bytes(), octets)
 }
 
 impl Entry {

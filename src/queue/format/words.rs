@@ -191,6 +191,8 @@ fn bits(word: u64, at: u32, width: u32) -> u64 {
 }
 
 fn word_check(word: u64, place: TablePlace, slot: u32) -> u64 {
-    let sum = crc32c::crc32c_append(place.seed, &slot.to_le_bytes());
-    u64::from(crc32c::crc32c_append(sum, &word.to_le_bytes()) & 0xff)
+    let mut octets = [0; 12];
+    octets[..4].copy_from_slice(&slot.to_le_bytes());
+    octets[4..].copy_from_slice(&word.to_le_bytes());
+    u64::from(crc32c::crc32c_append(place.seed, &octets) & 0xff)
 }
