@@ -239,6 +239,7 @@ fn append(folder: &Path, steps: u64) {
         let mut committed = Vec::new();
         while committed.len() < left.min(BATCH) {
             step(&mut queue, &medium);
+            queue.enter_synced();
             while let Some(Event::Committed { handles, .. }) = queue.poll_event() {
                 committed.extend(handles.into_iter().map(|(handle, _)| handle));
             }

@@ -27,7 +27,6 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -44,8 +43,7 @@ use ringpost::queue::{
     Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
     Spool, Ticket,
 };
-use ringpost::shard::connection::{Connection, Happened};
-use ringpost::shard::io::{self as ring, Backend, BoundListener, Files, Gather, Piece, Socket};
+use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
 
 const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--shards N] \
                      [--segment OCTETS] [--seconds N] [--io ring|epoll] [--spool DIR] [--json] \
@@ -353,36 +351,6 @@ fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
     meter.end()
 }
 
-/// A connection to itself: whoever waits for its octets lets the kernel begin what was asked of it
-/// before, as a shard does between two clients.
-struct Line {
-    near: Connection,
-    far: Connection,
-}
-
-impl Line {
-    async fn open(backend: Backend) -> Self {
-        let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 1, 0).unwrap();
-        let address = bound.local_addr().unwrap();
-        let listener = bound.open(backend).unwrap();
-        let connecting = Socket::to(backend, address, None, 0).unwrap();
-        let (near, far) = tokio::join!(connecting.stands(), listener.accept());
-        let (near, far) = (near.unwrap(), far.unwrap().open(backend).unwrap());
-        let (near, far) =
-            (Connection::new(near, Rc::default()), Connection::new(far, Rc::default()));
-        Self { near, far }
-    }
-
-    /// Sends one octet and waits until it has come.
-    async fn pass(&mut self) {
-        self.near.send(Gather::from(vec![b'.']));
-        let (sent, received) = tokio::join!(self.near.next(), self.far.next());
-        assert!(matches!(sent, Happened::Sent(Ok(()))));
-        assert!(matches!(received, Happened::Received(Ok(1))));
-        self.far.done_with(1);
-    }
-}
-
 /// A queue with its files: what a shard has of them.
 struct Disk {
     queue: Queue,
@@ -395,7 +363,6 @@ struct Disk {
     come: usize,
     /// Committed and not settled.
     unsettled: Vec<Handle>,
-    line: Line,
     envelope: Envelope,
     /// Bounce profile and listener.
     labels: [Arc<str>; 2],
@@ -414,7 +381,6 @@ fn open_spool(path: &Path, octets_max: u64, shards: u8) -> Spool {
 impl Disk {
     async fn open(backend: Backend, spool: Spool, shard: u8) -> Self {
         let files = Files::start(backend).unwrap();
-        let line = Line::open(backend).await;
         let medium = spool.medium();
         let options = spool.options(ShardId(shard), 0);
         let opened = Queue::open(&medium, options, ring::now()).unwrap();
@@ -445,7 +411,6 @@ impl Disk {
             waiting,
             come: 0,
             unsettled,
-            line,
             envelope,
             labels: ["default".into(), "127.0.0.1:2525".into()],
             bodies,
@@ -481,8 +446,9 @@ impl Disk {
     }
 
     /// Carries out one effect; false when there is none. While a sync is under way, messages come
-    /// in until `waiting` wait for the next commit, and effects go on.
-    async fn step(&mut self, waiting: usize) -> bool {
+    /// in until `waiting` wait for the next commit, and effects go on; before that the commit that
+    /// came to its end is told of.
+    async fn step(&mut self, waiting: usize, meter: &mut Meter) -> bool {
         let Some(effect) = self.queue.next_effect() else { return false };
         let Effect::Sync { id, segment } = effect else {
             self.perform(effect).await;
@@ -495,7 +461,9 @@ impl Disk {
         let result = match begun {
             Poll::Ready(result) => result,
             Poll::Pending => {
-                self.line.pass().await;
+                self.files.are_under_way().await;
+                self.queue.enter_synced();
+                self.hear(meter);
                 self.settle();
                 self.come_in(waiting);
                 while let Some(effect) = self.queue.next_effect() {
@@ -604,8 +572,12 @@ impl Disk {
     }
 
     async fn step_and_hear(&mut self, waiting: usize, meter: &mut Meter) {
-        assert!(self.step(waiting).await, "messages wait and nothing is to be done");
-        self.hear(meter);
+        if !self.step(waiting, meter).await {
+            let before = self.waiting.len();
+            self.queue.enter_synced();
+            self.hear(meter);
+            assert!(self.waiting.len() < before, "messages wait and nothing is to be done");
+        }
     }
 
     /// Brings the queue to where it takes up segments that it has used before, and makes none.
@@ -625,7 +597,7 @@ impl Disk {
     /// Ends in good order.
     async fn end(mut self) {
         self.queue.flush();
-        while self.step(0).await {}
+        while self.step(0, &mut Meter::start()).await {}
     }
 }
 

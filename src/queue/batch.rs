@@ -390,6 +390,7 @@ impl Queue {
         commit.failed |= !ok;
         commit.left -= 1;
         if commit.left == 0 {
+            self.enter_synced();
             self.finish_commit();
         }
     }
@@ -462,6 +463,20 @@ impl Queue {
             self.withdraw_stored(&commit);
             return;
         }
+        // Copies take over at once: what holds their sources depends on the syncs until now.
+        let moves = !commit.moves.is_empty();
+        self.synced = Some(commit);
+        if moves {
+            self.enter_synced();
+        }
+    }
+
+    /// Enters what the last good commit has brought, and tells of it. To be called after a good
+    /// sync, when the effects that followed from it are begun: the disk goes from one sync to the
+    /// next meanwhile. Otherwise the end of the next commit does it.
+    pub fn enter_synced(&mut self) {
+        // Until its end the commit keeps its segment from being free.
+        let Some(commit) = self.synced.take() else { return };
         // It may have been given up during the sync, for a smaller message than would have
         // fitted: it is not free while only some of its messages are entered.
         self.segments[commit.segment].holds += 1;

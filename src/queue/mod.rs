@@ -345,6 +345,8 @@ pub struct Queue {
     /// The commit whose octets are written, and the one before it, which is synced.
     writing: Option<batch::Commit>,
     syncing: Option<batch::Commit>,
+    /// A commit that is on disk and not told of yet: the next sync goes first.
+    synced: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
     /// No slots: where those of the next commit are put together.
@@ -490,7 +492,7 @@ impl Queue {
 
     /// The commits under way.
     fn commits(&self) -> impl Iterator<Item = &batch::Commit> {
-        self.writing.iter().chain(&self.syncing)
+        self.writing.iter().chain(&self.syncing).chain(&self.synced)
     }
 
     fn effect_id(&mut self, purpose: Purpose) -> EffectId {

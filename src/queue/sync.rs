@@ -95,7 +95,7 @@ impl Queue {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
-        let commits = self.writing.is_some() || self.syncing.is_some();
+        let commits = self.commits().next().is_some();
         self.pending.is_empty() && !commits && !self.segments.iter().any(dirty)
     }
 

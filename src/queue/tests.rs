@@ -129,6 +129,7 @@ impl<M: Medium> Rig<M> {
     }
 
     fn poll(&mut self) {
+        self.queue.enter_synced();
         while let Some(event) = self.queue.poll_event() {
             match event {
                 Event::Accepted { .. } => panic!("nothing is delivered early here"),

@@ -102,11 +102,15 @@ impl Shard {
     async fn sync(self: Rc<Self>, id: EffectId, segment: SegmentId) {
         self.counters().queue_syncs.one();
         let result = match self.segment_file(segment) {
-            Some(file) => file.sync_data().await,
+            Some(file) => tokio::join!(file.sync_data(), self.files.are_under_way()).0,
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         self.tell_disk_trouble("sync", segment, &result);
         self.queue.borrow_mut().handle_done(id, result);
+        // The next sync comes first, and the disk works while clients are answered.
+        self.commit_bell.ring();
+        self.files.are_under_way().await;
+        self.queue.borrow_mut().enter_synced();
         self.hear_queue();
         self.commit_bell.ring();
     }

@@ -118,6 +118,8 @@ pub(crate) struct Rig {
     pub(crate) copies: u64,
     /// What writes and syncs came to, to be told then: the disk stalls.
     late: VecDeque<(Mono, EffectId, io::Result<()>)>,
+    /// Commits are told of some time after their sync, as by a shard that is busy.
+    pub(crate) tells_late: bool,
 }
 
 impl Rig {
@@ -143,6 +145,7 @@ impl Rig {
             stalled_ms: 0,
             copies: 0,
             late: VecDeque::new(),
+            tells_late: false,
         })
     }
 
@@ -153,6 +156,21 @@ impl Rig {
 
     /// Takes up what the queue wants; false when there is nothing to carry out.
     pub(crate) fn take_up(&mut self) -> bool {
+        loop {
+            self.take_effects();
+            let has_work =
+                self.current.is_some() || !self.late.is_empty() || !self.beside.is_empty();
+            if !has_work || self.effects.is_multiple_of(3) {
+                self.queue.enter_synced();
+            }
+            let heard = self.poll();
+            if has_work || !heard {
+                return has_work;
+            }
+        }
+    }
+
+    fn take_effects(&mut self) {
         while self.current.is_none() {
             match self.queue.next_effect() {
                 Some(effect @ (Effect::Make { .. } | Effect::Read { .. })) => {
@@ -170,8 +188,6 @@ impl Rig {
                 None => break,
             }
         }
-        self.poll();
-        self.current.is_some() || !self.late.is_empty() || !self.beside.is_empty()
     }
 
     /// Carries out one effect: the one in turn, or one beside it. False when there is none, or
@@ -231,8 +247,14 @@ impl Rig {
         }
     }
 
-    fn poll(&mut self) {
+    /// Hears what the queue has to say; false when it was nothing.
+    fn poll(&mut self) -> bool {
+        if !self.tells_late {
+            self.queue.enter_synced();
+        }
+        let mut heard = false;
         while let Some(event) = self.queue.poll_event() {
+            heard = true;
             match event {
                 Event::Committed { ticket, handles, .. } => {
                     self.committed.insert(ticket, handles);
@@ -244,6 +266,7 @@ impl Rig {
                 Event::Intake(_) => {}
             }
         }
+        heard
     }
 
     fn perform(&mut self, effect: Effect, is_synced: bool, fails: bool) {

@@ -104,6 +104,42 @@ fn a_failed_write_leaves_the_sync_before_it_good() {
     assert_eq!(rig.failed, tickets[1..]);
 }
 
+/// The disk goes from one sync to the next: what the first has made durable is told of meanwhile,
+/// and before what becomes of the second.
+#[test]
+fn the_next_sync_begins_before_the_last_is_told_of() {
+    let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    rig.perform(first, false);
+    let second = until_sync(&mut rig);
+    assert!(rig.committed.is_empty() && !rig.queue.is_quiet());
+    rig.perform(second, true);
+    rig.poll();
+    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
+    assert_eq!(rig.failed, tickets[1..]);
+    assert_eq!((rig.queue.counts().pending, rig.contents().len()), (1, 1));
+}
+
+/// The same at the end of a segment: it is not free before its last commit is told of.
+#[test]
+fn a_segment_is_not_free_before_its_commit_is_told_of() {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    for mid in 1..=4 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let first = until_sync(&mut rig);
+    rig.perform(first, false);
+    for mid in 5..=8 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let second = until_sync(&mut rig);
+    assert_eq!(rig.queue.usage().segments_free, 0);
+    rig.perform(second, false);
+    assert!(rig.run());
+    assert_eq!(rig.contents().len(), 8);
+}
+
 /// The segment is given up during the sync of its last commit: it is not free before that has
 /// entered its messages.
 #[test]
@@ -134,6 +170,7 @@ fn a_segment_is_not_free_between_two_messages_of_a_commit() {
     assert!(rig.queue.deleted(handles[0], Rid(0)).message_gone);
     assert!(matches!(rig.queue.poll_event(), Some(Event::Accepted { .. })));
     rig.perform(first, false);
+    rig.poll();
     let before = rig.handles()[0];
     assert!(rig.queue.deleted(before, Rid(0)).message_gone);
     let second = until_sync(&mut rig);

@@ -426,6 +426,17 @@ impl Files {
         }))
     }
 
+    /// Waits until what was begun before is under way: a ring hands it over when its thread has
+    /// nothing else to do. A worker that writes or syncs may have been woken on this core, where
+    /// it would wait for as long as this thread has work, a sync of 1 ms for 2 ms more: once, the
+    /// core is left to it.
+    pub async fn are_under_way(&self) {
+        if self.0.is_none() {
+            ring::hand_over().await;
+        }
+        std::thread::yield_now();
+    }
+
     /// Takes over a file that is already open.
     #[must_use]
     pub fn adopt(&self, file: std::fs::File) -> File {

@@ -253,6 +253,12 @@ pub(super) async fn sync_data(fd: &SharedFd) -> io::Result<()> {
     unsafe { submit(entry, fd.clone()) }.await.0.map(|_| ())
 }
 
+/// An operation that does nothing, and is done when those before it have been handed over.
+pub(super) async fn hand_over() {
+    // It has no result: an error would be the ring's, and the next operation meets it too.
+    drop(tokio_uring::no_op().await);
+}
+
 /// A msghdr with its vectors and the pieces that they point into.
 struct RawMessage {
     header: libc::msghdr,
