@@ -156,11 +156,29 @@ pub struct Cost {
     pub totals: Totals,
 }
 
+/// An engine on a spool that was used before, as the file of the bare relay was written before: to
+/// make segments takes as much of the disk as to fill them, once. What is never written needs none.
+fn start_warm(
+    row: &Row,
+    messages: u64,
+    folder: &Path,
+    settings: &Settings<'_>,
+    sink: &SinkHandle,
+) -> Running {
+    if settings.commit == "sync" {
+        let engine = Running::start(folder, settings);
+        carry(row.source(messages, engine.address(), None), sink);
+        engine.end(messages);
+    }
+    Running::start(folder, settings)
+}
+
 /// A row through the engine, as fast as it goes.
 pub fn at_full_speed(row: &Row, messages: u64, arguments: &Arguments, commit: &str) -> Cost {
     let sink = Sink::start(SinkOptions::default()).unwrap();
     let folder = common::folder(arguments);
-    let engine = Running::start(folder.path(), &Settings::of(arguments, commit, sink.address()));
+    let settings = Settings::of(arguments, commit, sink.address());
+    let engine = start_warm(row, messages, folder.path(), &settings, &sink);
     let carried = carry(row.source(messages, engine.address(), None), &sink);
     let totals = engine.totals();
     engine.end(messages);
@@ -177,7 +195,8 @@ pub fn at_rate(
 ) -> Latencies {
     let sink = Sink::start(SinkOptions::default()).unwrap();
     let folder = common::folder(arguments);
-    let engine = Running::start(folder.path(), &Settings::of(arguments, commit, sink.address()));
+    let settings = Settings::of(arguments, commit, sink.address());
+    let engine = start_warm(row, messages, folder.path(), &settings, &sink);
     carry(row.source(messages, engine.address(), Some(rate)), &sink);
     let latencies = engine.latencies(messages);
     engine.end(messages);
@@ -190,7 +209,8 @@ pub fn at_rate(
 pub fn system_calls(row: &Row, messages: u64, arguments: &Arguments, commit: &str) -> Option<f64> {
     let sink = Sink::start(SinkOptions::default()).unwrap();
     let folder = common::folder(arguments);
-    let engine = Running::start(folder.path(), &Settings::of(arguments, commit, sink.address()));
+    let settings = Settings::of(arguments, commit, sink.address());
+    let engine = start_warm(row, messages, folder.path(), &settings, &sink);
     let mut threads = Threads::default();
     threads.sample();
     let counts = folder.path().join("calls");
