@@ -147,10 +147,11 @@ impl Life {
             3..=5 => {
                 for _ in 0..self.random.below(5) {
                     let beside = self.random.one_in(2);
-                    if !self.rig.step(beside) {
+                    let went_on = self.rig.step(beside);
+                    self.hear();
+                    if !went_on {
                         break;
                     }
-                    self.hear();
                 }
             }
             6 | 7 => self.settle_some(),

@@ -426,13 +426,16 @@ impl Files {
         }))
     }
 
-    /// Waits until what was begun before is under way: a ring hands it over when its thread has
-    /// nothing else to do. A worker that writes or syncs may have been woken on this core, where
-    /// it would wait for as long as this thread has work, a sync of 1 ms for 2 ms more: once, the
-    /// core is left to it.
+    /// Waits until what was begun before is under way. A ring hands it over when its thread has
+    /// nothing else to do; tasks that were woken before have begun what they have to by then.
+    ///
+    /// A worker that writes or syncs may have been woken on this core, where it would wait for as
+    /// long as this thread has work, with a sync of 1 ms for 2 ms more: the core is left to it,
+    /// once.
     pub async fn are_under_way(&self) {
-        if self.0.is_none() {
-            ring::hand_over().await;
+        match &self.0 {
+            None => ring::hand_over().await,
+            Some(_) => tokio::task::yield_now().await,
         }
         std::thread::yield_now();
     }
