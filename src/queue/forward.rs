@@ -458,6 +458,7 @@ impl Queue {
                 }
             }
         }
+        self.hold_as_long(source, target);
         if marked {
             self.hold_until_synced(source, target);
         }
@@ -470,6 +471,22 @@ impl Queue {
     fn hold_until_synced(&mut self, by: usize, kept: usize) {
         self.segments[by].releases.push(kept);
         self.segments[kept].holds += 1;
+    }
+
+    /// What is held is so because an older copy elsewhere may come back with a power cut; once its
+    /// messages have moved on, only the segment they moved to can tell that one was settled.
+    fn hold_as_long(&mut self, held: usize, target: usize) {
+        for by in (0..self.segments.len()).filter(|by| *by != target) {
+            let live = &mut self.segments[by];
+            let mut more = 0;
+            for list in [&mut live.releases, &mut live.releases_syncing] {
+                if list.contains(&held) && !list.contains(&target) {
+                    list.push(target);
+                    more += 1;
+                }
+            }
+            self.segments[target].holds += more;
+        }
     }
 
     /// The commit of the copies failed: if it can be helped, the next start does not find them.
