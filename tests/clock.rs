@@ -89,6 +89,7 @@ fn spool_of(path: &Path, wall: Wall, to: &[&str], each: usize) {
             }
             Effect::Read { .. } => panic!("nothing is copied forward here"),
         }
+        queue.enter_synced();
         while let Some(event) = queue.poll_event() {
             let Event::Committed { handles, .. } = event else { panic!("{event:?}") };
             for (handle, _) in handles {
