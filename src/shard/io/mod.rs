@@ -11,20 +11,17 @@
 
 mod clock;
 mod epoll;
+mod files;
 mod gather;
 mod ring;
 mod sockopt;
 
-use std::fs::OpenOptions;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +30,7 @@ use socket2::{Domain, Protocol, SockAddr, Type};
 use crate::mail::Shortage;
 
 pub use clock::{now, now_us, random};
+pub use files::{File, Files};
 pub use gather::{Gather, Piece};
 
 /// A peer that acknowledges nothing for this long is gone (RFC 5482): the backstop under the
@@ -407,140 +405,6 @@ impl Accepted {
             Backend::Ring => SocketKind::Ring(Rc::new(self.0)),
             Backend::Epoll => SocketKind::Epoll(Rc::new(epoll::stream(self.0)?)),
         }))
-    }
-}
-
-/// Opens and makes files for one shard.
-#[derive(Clone)]
-pub struct Files(Option<epoll::Helper>);
-
-impl Files {
-    /// Starts the helper thread where one is needed.
-    ///
-    /// # Errors
-    /// The thread could not be started.
-    pub fn start(backend: Backend) -> io::Result<Self> {
-        Ok(Self(match backend {
-            Backend::Ring => None,
-            Backend::Epoll => Some(epoll::Helper::start()?),
-        }))
-    }
-
-    /// Waits until what was begun before is under way. A ring hands it over when its thread has
-    /// nothing else to do; tasks that were woken before have begun what they have to by then.
-    ///
-    /// A worker that writes or syncs may have been woken on this core, where it would wait for as
-    /// long as this thread has work, with a sync of 1 ms for 2 ms more: the core is left to it,
-    /// once.
-    pub async fn are_under_way(&self) {
-        match &self.0 {
-            None => ring::hand_over().await,
-            Some(_) => tokio::task::yield_now().await,
-        }
-        std::thread::yield_now();
-    }
-
-    /// Takes over a file that is already open.
-    #[must_use]
-    pub fn adopt(&self, file: std::fs::File) -> File {
-        match &self.0 {
-            None => File(FileKind::Ring(Rc::new(file.into()))),
-            Some(helper) => File(FileKind::Helped(helper.clone(), Arc::new(file))),
-        }
-    }
-
-    /// Opens a file for appending and makes it if it is not there. This blocks for the time of
-    /// one open(2): for logs at start and at SIGHUP.
-    ///
-    /// # Errors
-    /// As open(2); ENXIO for a pipe that nobody reads, which otherwise is waited for in open(2).
-    pub fn open_append(&self, path: &Path) -> io::Result<File> {
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND)?;
-        Ok(self.adopt(file))
-    }
-
-    /// Standard output.
-    ///
-    /// # Errors
-    /// Too many open files.
-    pub fn stdout(&self) -> io::Result<File> {
-        let fd = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(self.adopt(fd.into()))
-    }
-}
-
-/// An open file.
-#[derive(Clone)]
-pub struct File(FileKind);
-
-#[derive(Clone)]
-enum FileKind {
-    Ring(ring::SharedFd),
-    Helped(epoll::Helper, Arc<std::fs::File>),
-}
-
-impl File {
-    /// Writes all of `gather` at `offset`.
-    ///
-    /// # Errors
-    /// As pwritev(2); a part may be written then.
-    pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
-        match &self.0 {
-            FileKind::Ring(fd) => ring::write_at(fd, gather, Some(offset)).await,
-            FileKind::Helped(helper, file) => helper.write_at(file, gather, Some(offset)).await,
-        }
-    }
-
-    /// Writes all of `gather` where the file stands (at its end, if opened for appending).
-    ///
-    /// # Errors
-    /// As writev(2); a part may be written then.
-    pub async fn append(&self, gather: Gather) -> io::Result<()> {
-        match &self.0 {
-            FileKind::Ring(fd) => ring::write_at(fd, gather, None).await,
-            FileKind::Helped(helper, file) => helper.write_at(file, gather, None).await,
-        }
-    }
-
-    /// Reads `octets` from `offset`.
-    ///
-    /// # Errors
-    /// As pread(2); `UnexpectedEof` when the file ends before.
-    pub async fn read_exact_at(&self, octets: usize, offset: u64) -> io::Result<Vec<u8>> {
-        let mut buffer = Vec::with_capacity(octets);
-        while buffer.len() < octets {
-            let place = offset + buffer.len() as u64;
-            let count = match &self.0 {
-                FileKind::Ring(fd) => {
-                    let (result, given_back) = ring::read_at(fd, buffer, place).await;
-                    buffer = given_back;
-                    result?
-                }
-                FileKind::Helped(helper, file) => {
-                    let piece = helper.read_at(file, octets - buffer.len(), place).await?;
-                    buffer.extend_from_slice(&piece);
-                    piece.len()
-                }
-            };
-            if count == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        buffer.truncate(octets);
-        Ok(buffer)
-    }
-
-    /// fdatasync(2). An error is never to be retried: the kernel tells of it once.
-    ///
-    /// # Errors
-    /// As fdatasync(2).
-    pub async fn sync_data(&self) -> io::Result<()> {
-        match &self.0 {
-            FileKind::Ring(fd) => ring::sync_data(fd).await,
-            FileKind::Helped(helper, file) => helper.sync_data(file).await,
-        }
     }
 }
 
