@@ -553,6 +553,9 @@ impl Disk {
             self.step_and_hear(waiting, &mut meter).await;
             self.queue.tick(ring::now());
         }
+        // What is on disk counts, told of or not.
+        self.queue.enter_synced();
+        self.hear(&mut meter);
         let outcome = meter.end();
         // The next row begins without messages of this one.
         let mut unmeasured = Meter::start();
