@@ -12,6 +12,7 @@ mod common;
 
 use std::fs;
 use std::io::Read;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -229,6 +230,14 @@ fn hup_reopens_the_log(io: &str) {
     assert!(client.command("NOOP").starts_with("250"), "the engine takes mail as before");
 }
 
+/// A pipe in the place of the log, in use after a SIGHUP.
+fn put_a_pipe_for_the_log(engine: &Engine) -> PathBuf {
+    let path = engine.path("mail_logs");
+    fs::rename(&path, engine.path("mail_logs.1")).unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    path
+}
+
 each_io!(the_last_lines_reach_a_log_that_is_slow);
 /// A pipe that nobody reads: all lines are on their way into it, none waits behind them, and the
 /// engine is told to end.
@@ -240,9 +249,7 @@ fn the_last_lines_reach_a_log_that_is_slow(io: &str) {
     let mut setup = setup.tables("[destination.default]\nmax_messages_per_connection = 1\n");
     setup.top = setup.top.replace("shards = 2", "shards = 1");
     let mut engine = Engine::start(&setup);
-    let path = engine.path("mail_logs");
-    fs::rename(&path, engine.path("mail_logs.1")).unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let path = put_a_pipe_for_the_log(&engine);
     let mut log = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     engine.signal("HUP");
     let mut lines = vec![0; PIPE_OCTETS];
@@ -283,9 +290,7 @@ each_io!(a_log_that_is_a_pipe_without_a_reader_stops_no_mail);
 fn a_log_that_is_a_pipe_without_a_reader_stops_no_mail(io: &str) {
     let peer = Peer::good();
     let mut engine = engine(io, &peer);
-    let path = engine.path("mail_logs");
-    fs::rename(&path, engine.path("mail_logs.1")).unwrap();
-    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    put_a_pipe_for_the_log(&engine);
     engine.signal("HUP");
     std::thread::sleep(Duration::from_millis(200));
     engine.send("a@a.test", &["b@b.test"]);

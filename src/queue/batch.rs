@@ -465,7 +465,7 @@ impl Queue {
         }
         // Copies take over at once: what holds their sources depends on the syncs until now.
         let moves = !commit.moves.is_empty();
-        self.synced = Some(commit);
+        self.untold = Some(commit);
         if moves {
             self.enter_synced();
         }
@@ -476,7 +476,7 @@ impl Queue {
     /// next meanwhile. Otherwise the end of the next commit does it.
     pub fn enter_synced(&mut self) {
         // Until its end the commit keeps its segment from being free.
-        let Some(commit) = self.synced.take() else { return };
+        let Some(commit) = self.untold.take() else { return };
         // It may have been given up during the sync, for a smaller message than would have
         // fitted: it is not free while only some of its messages are entered.
         self.segments[commit.segment].holds += 1;

@@ -346,7 +346,7 @@ pub struct Queue {
     writing: Option<batch::Commit>,
     syncing: Option<batch::Commit>,
     /// A commit that is on disk and not told of yet: the next sync goes first.
-    synced: Option<batch::Commit>,
+    untold: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
     /// No slots: where those of the next commit are put together.
@@ -490,9 +490,9 @@ impl Queue {
         self.segments.iter().map(|segment| segment.geometry.octets).sum()
     }
 
-    /// The commits under way.
+    /// The commits under way, and the one that is not told of yet.
     fn commits(&self) -> impl Iterator<Item = &batch::Commit> {
-        self.writing.iter().chain(&self.syncing).chain(&self.synced)
+        self.writing.iter().chain(&self.syncing).chain(&self.untold)
     }
 
     fn effect_id(&mut self, purpose: Purpose) -> EffectId {

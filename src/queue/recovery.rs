@@ -161,7 +161,7 @@ impl Queue {
             pending_octets: 0,
             writing: None,
             syncing: None,
-            synced: None,
+            untold: None,
             gathered: None,
             slots: Vec::new(),
             forward: None,

@@ -3,7 +3,7 @@
 //! Owns: their encoding; the layout is drawn in the parent's table. Never: the moves between
 //! states.
 
-use super::{ABSENT, ATTEMPTS_MAX, TablePlace, WARNINGS_MAX};
+use super::{ABSENT, ATTEMPTS_MAX, TablePlace, WARNINGS_MAX, placed_checksum};
 use crate::mail::{Enhanced, Wall};
 
 const TIME_UNIT_MS: u64 = 125;
@@ -191,8 +191,6 @@ fn bits(word: u64, at: u32, width: u32) -> u64 {
 }
 
 fn word_check(word: u64, place: TablePlace, slot: u32) -> u64 {
-    let mut octets = [0; 12];
-    octets[..4].copy_from_slice(&slot.to_le_bytes());
-    octets[4..].copy_from_slice(&word.to_le_bytes());
-    u64::from(crc32c::crc32c_append(place.seed, &octets) & 0xff)
+    let sum = placed_checksum(place.seed, slot.to_le_bytes(), &word.to_le_bytes());
+    u64::from(sum & 0xff)
 }

@@ -34,6 +34,16 @@ fn synced_with_more(behind: &[usize]) -> (Rig<MemMedium>, Effect, Vec<Ticket>) {
     (rig, sync, tickets)
 }
 
+/// A queue whose first segment takes no fifth message like its four, the sync of which runs.
+fn synced_and_full() -> (Rig<MemMedium>, Effect) {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    for mid in 1..=4 {
+        rig.append(mid, &["a@one.example"], &body(200_000));
+    }
+    let sync = until_sync(&mut rig);
+    (rig, sync)
+}
+
 /// More comes while a segment is synced than fits into it: it is given up, and not free.
 fn give_up_during(rig: &mut Rig<MemMedium>, sync: Effect, mids: std::ops::RangeInclusive<u64>) {
     for mid in mids {
@@ -124,11 +134,7 @@ fn the_next_sync_begins_before_the_last_is_told_of() {
 /// The same at the end of a segment: it is not free before its last commit is told of.
 #[test]
 fn a_segment_is_not_free_before_its_commit_is_told_of() {
-    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
-    for mid in 1..=4 {
-        rig.append(mid, &["a@one.example"], &body(200_000));
-    }
-    let first = until_sync(&mut rig);
+    let (mut rig, first) = synced_and_full();
     rig.perform(first, false);
     for mid in 5..=8 {
         rig.append(mid, &["a@one.example"], &body(200_000));
@@ -144,11 +150,7 @@ fn a_segment_is_not_free_before_its_commit_is_told_of() {
 /// entered its messages.
 #[test]
 fn a_segment_is_full_while_its_last_commit_is_synced() {
-    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
-    for mid in 1..=4 {
-        rig.append(mid, &["a@one.example"], &body(200_000));
-    }
-    let first = until_sync(&mut rig);
+    let (mut rig, first) = synced_and_full();
     give_up_during(&mut rig, first, 5..=8);
     assert_eq!(rig.contents().len(), 8);
 }
