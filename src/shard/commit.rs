@@ -107,6 +107,9 @@ impl Shard {
         };
         self.tell_disk_trouble("sync", segment, &result);
         self.queue.borrow_mut().handle_done(id, result);
+        // A commit that this one has overtaken is entered now: nothing of it may be settled before
+        // it is heard of, and counted.
+        self.hear_queue();
         // The next sync comes first, and the disk works while clients are answered.
         self.commit_bell.ring();
         self.files.are_under_way().await;
