@@ -94,6 +94,8 @@ struct Opening<'a, M: Medium> {
     copies: Vec<(usize, u32, u32)>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
+    /// Recipients that are held, and why; segment, slot.
+    held: Vec<(RecoveryCase, Mid, Rid, (usize, u32))>,
     /// Recipients found in flight; segment, slot, and what the word becomes.
     flights: Vec<(Mid, Rid, (usize, u32, StateWord))>,
     /// Directories with a segment that could not be read, this time.
@@ -118,6 +120,7 @@ impl Queue {
             now,
             copies: Vec::new(),
             large: Vec::new(),
+            held: Vec::new(),
             flights: Vec::new(),
             unread: BTreeSet::new(),
             buffer: Vec::new(),
@@ -130,6 +133,7 @@ impl Queue {
             }
         }
         opening.supersede();
+        opening.tell_of_held();
         opening.judge_flights();
         opening.sync_all();
         opening.buffer = Vec::new();

@@ -43,11 +43,6 @@ impl<M: Medium> Opening<'_, M> {
                 }
             }
         }
-        for list in
-            [&mut self.recovered.uncertain, &mut self.recovered.poison, &mut self.recovered.damaged]
-        {
-            each_once(list);
-        }
     }
 
     fn copies(&mut self) -> Copies {
@@ -116,18 +111,5 @@ impl<M: Medium> Opening<'_, M> {
                 free.for_each(|index| self.queue.extents_free.give(position, index));
             }
         }
-    }
-}
-
-/// Both copies of a recipient may have been in flight.
-fn each_once(list: &mut Vec<(Mid, Vec<Rid>)>) {
-    let mut all: Vec<(Mid, Rid)> = list
-        .drain(..)
-        .flat_map(|(mid, rids)| rids.into_iter().map(move |rid| (mid, rid)))
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    for (mid, rid) in all {
-        super::by_message(list, mid, rid);
     }
 }

@@ -107,9 +107,32 @@ impl<M: Medium> Opening<'_, M> {
         let held = StateWord { state: State::Damaged, in_flight: false, ..word };
         self.queue.store_state(segment, slot, held);
         self.queue.counts.damaged += 1;
-        by_message(&mut self.recovered.damaged, entry.mid, entry.rid);
-        let text = format!("{}: MID {} RID {} held", self.label(segment), entry.mid, entry.rid);
-        self.recovered.note(case, text);
+        self.held.push((case, entry.mid, entry.rid, (segment, slot)));
+    }
+
+    /// Who is held: known once it is known which copies count. What a copy has lost that does not
+    /// count, the one that does has taken over.
+    pub(super) fn tell_of_held(&mut self) {
+        for (case, mid, rid, (segment, slot)) in std::mem::take(&mut self.held) {
+            let text = match self.queue.segments[segment].state(slot).state {
+                State::Poison => {
+                    by_message(&mut self.recovered.poison, mid, rid);
+                    format!("MID {mid} RID {rid}: as poison")
+                }
+                State::Damaged => {
+                    by_message(&mut self.recovered.damaged, mid, rid);
+                    format!("{}: MID {mid} RID {rid} held", self.label(segment))
+                }
+                State::Ready
+                | State::Deferred
+                | State::Delivered
+                | State::Bounced
+                | State::Discarded
+                | State::Deleted
+                | State::Moved => continue,
+            };
+            self.recovered.note(case, text);
+        }
     }
 
     fn accept(
@@ -134,9 +157,7 @@ impl<M: Medium> Opening<'_, M> {
                 State::Ready | State::Deferred => self.found_pending(segment, slot, entry, word),
                 State::Poison => {
                     self.queue.counts.poison += 1;
-                    by_message(&mut self.recovered.poison, entry.mid, entry.rid);
-                    let text = format!("MID {} RID {}: as poison", entry.mid, entry.rid);
-                    self.recovered.note(RecoveryCase::Held, text);
+                    self.held.push((RecoveryCase::Held, entry.mid, entry.rid, (segment, slot)));
                 }
                 State::Damaged if live.has_word(slot) => {
                     self.hold(segment, slot, entry, word, RecoveryCase::Held);

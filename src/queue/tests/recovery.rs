@@ -130,6 +130,40 @@ fn superseded() -> Scene {
     scene(medium, 3, (0, 0))
 }
 
+/// A power cut may leave a copy that does not know yet that it was moved, and whose extents went
+/// to others since the copy that counts was delivered.
+#[test]
+fn a_copy_that_does_not_count_misses_no_extents() {
+    let (medium, mut rig) = three();
+    rig.append(13, &["b@two.example"], &body(300_000));
+    assert!(rig.run());
+    let segment = &mut rig.queue.segments[0];
+    for (from, to) in [(6, 9), (7, 10), (8, 11)] {
+        let octets = match segment.slot(from).unwrap() {
+            Slot::Entry(entry) => Slot::Entry(Entry { copy: 1, ..entry }),
+            Slot::Extents(part) => Slot::Extents(format::ExtentSlot { copy: 1, ..part }),
+            Slot::Message(message) => Slot::Message(MessageSlot { copy: 1, ..message }),
+        }
+        .encode(segment.place, to);
+        segment.store_slots(to, &[octets]);
+    }
+    let delivered = StateWord { state: format::State::Delivered, ..StateWord::READY };
+    segment.store_state(9, delivered, Mono(0));
+    segment.next_slot = 12;
+    // All of it comes to stand before the durable point.
+    for mid in [14, 15] {
+        rig.append(mid, &["b@two.example"], &body(10));
+        assert!(rig.run());
+    }
+    let extents = rig.queue.segments.iter().find(|s| s.header.kind == SegmentKind::Extents);
+    medium.remove(extents.unwrap().header.segment);
+    let rig = Rig::open(medium, options(8 * MIB));
+    assert_eq!(rig.queue.counts(), Counts { pending: 5, poison: 0, damaged: 0 });
+    assert_eq!(rig.recovered.damaged, []);
+    let cases: Vec<_> = rig.recovered.notes.iter().map(|note| note.case).collect();
+    assert_eq!(cases, [RecoveryCase::Superseded]);
+}
+
 /// The first message in flight at this many crashes.
 fn crashed_in_flight(crashes: u32) -> MemMedium {
     let (medium, mut rig) = three();
