@@ -159,9 +159,13 @@ impl Queue {
         Ok(pending)
     }
 
-    /// Issues what can be issued now.
+    /// Issues what can be issued now: a sync alone, so that the disk works while the next write
+    /// is put together.
     pub(super) fn advance(&mut self) {
         self.start_commit_sync();
+        if !self.effects.is_empty() {
+            return;
+        }
         if self.is_write_due() {
             self.begin_write();
         }

@@ -386,7 +386,9 @@ impl Queue {
     #[must_use]
     pub fn next_effect(&mut self) -> Option<Effect> {
         self.write_words();
-        self.advance();
+        if self.effects.is_empty() {
+            self.advance();
+        }
         self.effects.pop_front()
     }
 

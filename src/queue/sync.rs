@@ -12,7 +12,9 @@ use super::{Effect, EffectId, Event, Purpose, Queue, STATE_SYNC_MS};
 use crate::mail::Now;
 
 impl Queue {
-    /// Reports that an [`Effect::Write`] (of all its octets) or an [`Effect::Sync`] was done.
+    /// Reports that an [`Effect::Write`] (of all its octets) or an [`Effect::Sync`] was done. It
+    /// may enter a commit: hear of it by [`Queue::poll_event`] before anything else is done, or a
+    /// recipient is settled that nobody has counted yet.
     pub fn handle_done(&mut self, id: EffectId, result: io::Result<()>) {
         let Some(purpose) = self.purposes.remove(&id) else {
             unreachable!("an effect was reported that is not under way")

@@ -95,6 +95,8 @@ impl Shard {
             Effect::Sync { id, segment } => {
                 let shard = self.clone();
                 super::io::spawn(async move { shard.sync(id, segment).await });
+                // The disk works while the next write is put together.
+                self.files.are_under_way().await;
             }
         }
     }
@@ -102,7 +104,7 @@ impl Shard {
     async fn sync(self: Rc<Self>, id: EffectId, segment: SegmentId) {
         self.counters().queue_syncs.one();
         let result = match self.segment_file(segment) {
-            Some(file) => tokio::join!(file.sync_data(), self.files.are_under_way()).0,
+            Some(file) => file.sync_data().await,
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
         self.tell_disk_trouble("sync", segment, &result);
