@@ -10,7 +10,7 @@
 //! error; and where the page cache holds the page in a large folio, ext4 commits its journal with
 //! the fdatasync after it, which then takes several times as long as after a write.
 //!
-//! A write costs a system call: single words that go to one page are held back until another page
+//! A write costs a system call: single words that go to one place are held back until another one
 //! has its turn or [`Mapping::write_held`] asks for them. What was stored is seen at once.
 //!
 //! Diagnostics: errors of the medium are handed up unchanged. An access outside of a mapping is
@@ -28,7 +28,9 @@ use memmap2::MmapRaw;
 
 use super::format::SegmentId;
 
-/// Words of a page: what one write of held words reaches over.
+/// What one write of held words reaches over: eight pages. While a batch is written the file is
+/// locked to others, and each of them waits its turn: better a few writes than many.
+const HELD_WORDS_MAX: usize = 8 * PAGE_WORDS;
 const PAGE_WORDS: usize = 512;
 
 /// The disk as opening and recovery use it: blocking, never called by a running shard thread.
@@ -122,25 +124,32 @@ enum Backing {
     Memory(Arc<[AtomicU64]>),
 }
 
-/// Stored words that the file does not have yet, all of one page, and what stands between them.
+/// Stored words that the file does not have yet, all of one window of [`HELD_WORDS_MAX`], and what
+/// stands between them.
 struct Held {
     /// Which words of the mapping.
     range: Range<usize>,
-    /// By their place in the page.
-    words: [u64; PAGE_WORDS],
+    /// As they stand in the file, by their place in the window; nothing before the first one.
+    words: Vec<[u8; 8]>,
 }
 
 impl Held {
     const fn new() -> Self {
-        Self { range: 0..0, words: [0; PAGE_WORDS] }
+        Self { range: 0..0, words: Vec::new() }
     }
 
     fn word(&self, index: usize) -> Option<u64> {
-        self.range.contains(&index).then(|| self.words[index % PAGE_WORDS])
+        let is_held = self.range.contains(&index);
+        is_held.then(|| u64::from_le_bytes(self.words[index % HELD_WORDS_MAX]))
     }
 
-    fn is_on_page_of(&self, index: usize) -> bool {
-        self.range.is_empty() || self.range.start / PAGE_WORDS == index / PAGE_WORDS
+    fn is_in_window_of(&self, index: usize) -> bool {
+        self.range.is_empty() || self.range.start / HELD_WORDS_MAX == index / HELD_WORDS_MAX
+    }
+
+    /// Their octets in the file.
+    fn octets(&self, range: &Range<usize>) -> &[u8] {
+        self.words[range.start % HELD_WORDS_MAX..][..range.len()].as_flattened()
     }
 }
 
@@ -193,23 +202,25 @@ impl Mapping {
     pub fn store(&mut self, offset: u64, word: u64) {
         let index = word_index(offset);
         assert!(index < self.words().len(), "a store outside of its mapping");
-        if !self.held.is_on_page_of(index) {
+        if !self.held.is_in_window_of(index) {
             self.write_held();
         }
-        let range = self.held.range.clone();
+        let Self { held, backing, .. } = self;
+        if held.words.is_empty() {
+            held.words = vec![[0; 8]; HELD_WORDS_MAX];
+        }
+        let range = held.range.clone();
         let range = if range.is_empty() { index..index } else { range };
         let all = range.start.min(index)..range.end.max(index + 1);
         for between in [all.start..range.start, range.end..all.end] {
-            let (first, count) = (between.start % PAGE_WORDS, between.len());
-            let Self { backing, held, .. } = self;
-            for (held, word) in
-                held.words[first..][..count].iter_mut().zip(&backing.words()[between])
-            {
-                *held = u64::from_le(word.load(Ordering::Acquire));
+            let first = between.start % HELD_WORDS_MAX;
+            let words = backing.words()[between].iter();
+            for (held, word) in held.words[first..].iter_mut().zip(words) {
+                *held = u64::from_le(word.load(Ordering::Acquire)).to_le_bytes();
             }
         }
-        self.held.words[index % PAGE_WORDS] = word;
-        self.held.range = all;
+        held.words[index % HELD_WORDS_MAX] = word.to_le_bytes();
+        held.range = all;
     }
 
     /// Writes the words that are held back: whoever sees the file (after kill -9 the kernel) sees
@@ -219,14 +230,9 @@ impl Mapping {
         if range.is_empty() {
             return;
         }
-        let mut octets = [0; PAGE_WORDS * 8];
-        let places = range.start % PAGE_WORDS..(range.end - 1) % PAGE_WORDS + 1;
-        let count = places.len();
-        let (chunks, _) = octets.as_chunks_mut::<8>();
-        for (chunk, word) in chunks.iter_mut().zip(&self.held.words[places]) {
-            *chunk = word.to_le_bytes();
-        }
-        self.write(range.start as u64 * 8, &octets[..count * 8]);
+        let held = std::mem::replace(&mut self.held, Held::new());
+        self.write(range.start as u64 * 8, held.octets(&range));
+        self.held.words = held.words;
     }
 
     /// Stores `octets`, whose length is a multiple of 8, in order.
@@ -347,26 +353,29 @@ mod tests {
     }
 
     #[test]
-    fn words_of_a_page_are_written_together_and_before_those_of_another() {
+    fn words_of_a_window_are_written_together_and_before_those_of_another() {
+        const WINDOW: u64 = 8 * HELD_WORDS_MAX as u64;
         let file = tempfile::tempfile().unwrap();
-        file.write_all_at(&[9; 3 * 4096], 0).unwrap();
-        let mut mapping = Mapping::of_file(&file, 3 * 4096).unwrap();
+        file.write_all_at(&[9; 3 * 8 * HELD_WORDS_MAX], 0).unwrap();
+        let mut mapping = Mapping::of_file(&file, 3 * WINDOW).unwrap();
         let in_file = |offset| {
             let mut octets = [0; 8];
             file.read_exact_at(&mut octets, offset).unwrap();
             u64::from_le_bytes(octets)
         };
         let nines = u64::from_le_bytes([9; 8]);
-        for (offset, word) in [(4096 + 16, 1), (8184, 2), (4096, 3), (4096 + 16, 4)] {
+        let last = 2 * WINDOW - 8;
+        for (offset, word) in [(WINDOW + 16, 1), (last, 2), (WINDOW, 3), (WINDOW + 16, 4)] {
             mapping.store(offset, word);
             assert_eq!((mapping.load(offset), in_file(offset)), (word, nines));
         }
         let mut octets = [0; 32];
-        mapping.load_octets(4088, &mut octets);
+        mapping.load_octets(WINDOW - 8, &mut octets);
         assert_eq!(octets.as_chunks().0[3], 4u64.to_le_bytes());
         mapping.store(0, 5);
-        let page = [4088, 4096, 4104, 4112, 4120, 8176, 8184, 8192].map(in_file);
-        assert_eq!(page, [nines, 3, nines, 4, nines, nines, 2, nines]);
+        let words = [WINDOW - 8, WINDOW, WINDOW + 8, WINDOW + 16, WINDOW + 24, last - 8, last];
+        assert_eq!(words.map(in_file), [nines, 3, nines, 4, nines, nines, 2]);
+        assert_eq!(in_file(2 * WINDOW), nines);
         assert_eq!((mapping.load(0), in_file(0)), (5, nines));
         mapping.write_held();
         assert_eq!((mapping.load(0), in_file(0), in_file(8)), (5, 5, nines));
