@@ -426,7 +426,8 @@ impl Queue {
         }
     }
 
-    /// Stores the slots of the commit, each entry in the state it has at this moment.
+    /// Stores the slots of the commit, each entry in the state it has at this moment, and in the
+    /// last one how far the commits before it are on disk.
     fn store_slots(&mut self) {
         let Some(mut commit) = self.writing.take() else { return };
         let place = self.segments[commit.segment].place;
@@ -436,6 +437,11 @@ impl Queue {
             for (slot, word) in (first_slot..).zip(words) {
                 commit.set_words(slot, Some(word), None, place);
             }
+        }
+        let behind = commit.first_slot + count(commit.slots.len());
+        if let Some(last) = commit.slots.last_mut() {
+            let durable_slots = self.segments[commit.segment].header.durable_slots;
+            format::set_durable_point(last, place, behind - 1, durable_slots);
         }
         self.segments[commit.segment].store_slots(commit.first_slot, &commit.slots);
         self.slots = std::mem::take(&mut commit.slots);

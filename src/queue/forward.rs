@@ -341,6 +341,7 @@ impl Queue {
             body_offset,
             profile,
             listener,
+            durable_slots: 0,
             ..moving.message
         });
         let copy_message_slot = gather.commit.push(&slot, place);

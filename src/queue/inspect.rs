@@ -16,6 +16,7 @@ use super::format::{
     StateWord, TablePlace,
 };
 use super::medium::FileMedium;
+use super::scan;
 use super::segment::Medium;
 use super::spool::{self, SpoolError};
 
@@ -132,6 +133,8 @@ impl Inspection {
     fn table(&mut self, header: &Header, octets: &[u8]) -> Result<(), String> {
         let place = TablePlace { seed: header.seed(), generation: header.generation };
         let (slots, _) = octets.as_chunks::<{ format::SLOT_OCTETS }>();
+        let durable = scan::newest_durable_point(slots, 0, place).unwrap_or(0);
+        let durable = durable.max(header.durable_slots);
         let mut bad = 0u64;
         for (index, octets) in (0..).zip(slots) {
             match Slot::decode(octets, place, index) {
@@ -145,7 +148,7 @@ impl Inspection {
                 }
                 Ok(Slot::Message(_) | Slot::Extents(_)) => {}
                 Err(SlotFault::Empty | SlotFault::OlderGeneration | SlotFault::Bad) => {
-                    bad += u64::from(index < header.durable_slots);
+                    bad += u64::from(index < durable);
                 }
             }
         }

@@ -107,6 +107,7 @@ impl Queue {
             extent_slots: pending.extent_slots(),
             profile,
             listener,
+            durable_slots: 0,
         });
         let message_slot = gather.commit.push(&slot, place);
         let (ticket, early) = (pending.ticket, pending.early);

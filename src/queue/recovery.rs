@@ -52,7 +52,7 @@ use super::format::{
 };
 use super::live::{Name, Segment};
 use super::report::{Options, Recovered, RecoveryCase};
-use super::scan::Scan;
+use super::scan::{Scan, newest_durable_point};
 use super::segment::Medium;
 use super::{Counts, Ids, Queue};
 use crate::limits;
@@ -227,6 +227,7 @@ impl<M: Medium> Opening<'_, M> {
         buffer.resize(names_octets.max(piece_octets), 0);
         self.medium.read_at(&self.files[segment], 0, &mut buffer[..names_octets])?;
         self.read_names(segment, &buffer[..names_octets]);
+        self.find_durable_point(segment, buffer);
         let place = self.queue.segments[segment].place;
         let mut scan = Scan::new(self.queue.segments[segment].header.durable_slots);
         let mut first = 0;
@@ -253,6 +254,28 @@ impl<M: Medium> Opening<'_, M> {
             self.found(segment, found, &mut scan);
         }
         Ok(Some(scan))
+    }
+
+    /// Commits tell of the one before them in their last slot, and only now and then there is a
+    /// header that does: the last slot that tells knows best. What cannot be read tells nothing;
+    /// the error is met again when the table is read as a whole.
+    fn find_durable_point(&mut self, segment: usize, buffer: &mut [u8]) {
+        let live = &self.queue.segments[segment];
+        let (geometry, place, known) = (live.geometry, live.place, live.header.durable_slots);
+        let mut end = geometry.slots;
+        while end > known {
+            let first = end.saturating_sub(PIECE_SLOTS).max(known);
+            let octets = &mut buffer[..(end - first) as usize * format::SLOT_OCTETS];
+            let read =
+                self.medium.read_at(&self.files[segment], geometry.slot_offset(first), octets);
+            let (slots, _) = octets.as_chunks::<{ format::SLOT_OCTETS }>();
+            let newest = read.ok().and_then(|()| newest_durable_point(slots, first, place));
+            if let Some(newest) = newest {
+                self.queue.segments[segment].header.durable_slots = newest.max(known);
+                return;
+            }
+            end = first;
+        }
     }
 
     fn refuse_older(&mut self, segment: usize, later: u32) {

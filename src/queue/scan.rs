@@ -2,7 +2,8 @@
 //!
 //! Owns: which slots belong together. Never: what follows from it (`recovery`).
 
-use super::format::{Entry, ExtentPlace, MessageSlot, Slot, SlotFault};
+use super::batch::count;
+use super::format::{Entry, ExtentPlace, MessageSlot, Slot, SlotFault, SlotOctets, TablePlace};
 use crate::limits;
 
 /// What the scan of a table finds.
@@ -18,6 +19,23 @@ pub(super) enum Found {
     Broken { first: u32, entries: Vec<Entry>, behind: bool },
     /// A slot before the durable point that cannot be read.
     BadSlot,
+}
+
+/// The durable point as the last of `slots`, from index `first` on, that tells of it knows it.
+pub(super) fn newest_durable_point(
+    slots: &[SlotOctets],
+    first: u32,
+    place: TablePlace,
+) -> Option<u32> {
+    let indexed = slots.iter().enumerate().rev();
+    indexed.map(|(i, octets)| (first + count(i), octets)).find_map(|(index, octets)| {
+        match Slot::decode(octets, place, index) {
+            Ok(Slot::Message(message)) if message.durable_slots > 0 => {
+                Some(message.durable_slots.min(index))
+            }
+            Ok(Slot::Message(_) | Slot::Entry(_) | Slot::Extents(_)) | Err(_) => None,
+        }
+    })
 }
 
 /// The scan of one table, slot by slot.

@@ -101,8 +101,8 @@ impl Queue {
         self.pending.is_empty() && !commits && !self.segments.iter().any(dirty)
     }
 
-    /// Starts a sync with a new header copy, unless one runs or the segment is poisoned: what is
-    /// dirty then stays so, and its turn comes with the next tick.
+    /// Starts a sync, with a new header copy where one is needed, unless one runs or the segment
+    /// is poisoned: what is dirty then stays so, and its turn comes with the next tick.
     pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
         let block_max = self.ids.block_max();
         let live = &mut self.segments[segment];
@@ -113,9 +113,13 @@ impl Queue {
         if live.syncing {
             return;
         }
-        // Slots of a commit that is being written are not stored yet; `durable_slots` is what
-        // the syncs before this one covered, so both stay behind them.
-        live.store_header(block_max);
+        // A commit says in its slots how far the one before it came: its header is only needed
+        // for ids. Slots of a commit that is being written are not stored yet; `durable_slots` is
+        // what the syncs before this one covered, so both stay behind them.
+        let is_commit = matches!(purpose, Purpose::CommitSync(_));
+        if !is_commit || live.header.id_block_max != block_max {
+            live.store_header(block_max);
+        }
         live.syncing = true;
         live.dirty_since = None;
         live.extents_syncing.append(&mut live.extents_settled);

@@ -29,7 +29,7 @@
 //! | 40 | u64 sequence: each header write adds 1; an even one goes to copy 0, an odd one to copy 1 |
 //! | 48 | u64 octets of the file |
 //! | 56 | u32 slots of the table |
-//! | 60 | u32 durable point: slots before this one were synced |
+//! | 60 | u32 durable point: slots before this one were synced; message slots may know of more |
 //! | 64 | u64 durable point: body octets before this offset were synced |
 //! | 72 | u64 largest id block that this shard had reserved |
 //! | 508 | u32 checksum of 0..508 |
@@ -79,6 +79,7 @@
 //! | 80 | u64 offset of the body (0 when in extents) |
 //! | 88 | u32 extents, 92 u32 slots they are listed in |
 //! | 96 | u16 bounce profile, 98 u16 listener: indexes into the names |
+//! | 100 | u32 durable point when a commit was stored whose last slot this is: as in the header (0: not the last) |
 //!
 //! # Envelope
 //!
@@ -123,6 +124,7 @@ mod words;
 
 pub use slots::{
     Entry, ExtentPlace, ExtentSlot, MessageSlot, Slot, SlotFault, SlotOctets, TablePlace, flags,
+    set_durable_point,
 };
 pub use texts::{
     HeadTexts, NameKind, RecipientTexts, decode_name, encode_name, name_record_octets,

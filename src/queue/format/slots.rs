@@ -9,6 +9,8 @@ use super::{
 use crate::mail::{Mid, Rid, Wall};
 
 const ENTRY_CHECKED_END: usize = 112;
+/// Offset of the durable point in a message slot.
+const DURABLE_SLOTS: usize = 100;
 const KIND_ENTRY: u8 = 1;
 const KIND_MESSAGE: u8 = 2;
 const KIND_EXTENTS: u8 = 3;
@@ -82,6 +84,9 @@ pub struct MessageSlot {
     pub profile: u16,
     /// Listener, as an index into the names.
     pub listener: u16,
+    /// Slots before this one were synced when the commit was stored of which this is the last
+    /// slot; 0 in the others. See [`set_durable_point`].
+    pub durable_slots: u32,
 }
 
 impl MessageSlot {
@@ -206,6 +211,21 @@ impl Slot {
     }
 }
 
+/// Puts the durable point into the slot of a message, the last one of a commit: it goes to the
+/// disk with the slot. A header copy with each commit would say the same, and be one place more
+/// that each sync has to write.
+pub fn set_durable_point(
+    octets: &mut SlotOctets,
+    place: TablePlace,
+    index: u32,
+    durable_slots: u32,
+) {
+    assert_eq!(octets[4], KIND_MESSAGE, "only a message slot ends a commit");
+    put(octets, DURABLE_SLOTS, &durable_slots.to_le_bytes());
+    let checksum = slot_checksum(place.seed, index, &octets[4..]);
+    put(octets, 0, &checksum.to_le_bytes());
+}
+
 fn slot_checksum(seed: u32, index: u32, octets: &[u8]) -> u32 {
     placed_checksum(seed, index.to_le_bytes(), octets)
 }
@@ -298,6 +318,7 @@ impl MessageSlot {
         put(out, 92, &self.extent_slots.to_le_bytes());
         put(out, 96, &self.profile.to_le_bytes());
         put(out, 98, &self.listener.to_le_bytes());
+        put(out, DURABLE_SLOTS, &self.durable_slots.to_le_bytes());
         SLOT_OCTETS
     }
 
@@ -322,6 +343,7 @@ impl MessageSlot {
             extent_slots: u32_at(octets, 92),
             profile: u16_at(octets, 96),
             listener: u16_at(octets, 98),
+            durable_slots: u32_at(octets, DURABLE_SLOTS),
         }
     }
 }
