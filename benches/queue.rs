@@ -4,16 +4,16 @@
 //! Owns: the rows `engine`, `layout`, `ring` and `pwrite` for each batch, and the row `recovery`.
 //! Never: a target.
 //!
-//! `engine` is [`Queue`] with its files, its effects carried out one by one through the shard's
-//! ring as a shard does it: append, write, slots, one fdatasync, 250, and the recipient settled.
-//! While one sync is under way the next batch comes in, and what was committed is settled: at the
-//! start of each commit as many messages wait as the row says.
+//! `engine` is [`Queue`] with its files, its effects carried out through the shard's ring as a
+//! shard does it: append, write, slots, one fdatasync, 250, and the recipient settled. While one
+//! batch is synced, the next is written and the one after it comes in, and what was committed is
+//! settled: at the start of each commit as many messages wait as the row says.
 //! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
 //! written full before, and sync it once per batch: through the same ring, and by the two plain
 //! system calls. Their next batch needs no work. `layout` writes by plain system calls what the
 //! queue's files ask for, and is no queue: the records' octets in one place, their slots in a
-//! table, the words of the batch before, a header copy. Latency is from the append of a message to
-//! its commit, hence with the sync of the batch before.
+//! table, the words of the batch before. Latency is from the append of a message to its commit,
+//! hence with the write of the batch and the sync of the one before.
 
 #![allow(clippy::disallowed_methods, reason = "a bench reads the clock; the data plane does not")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
@@ -28,7 +28,6 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use common::{Arguments, micros};
@@ -37,7 +36,7 @@ use hdrhistogram::Histogram;
 use ringpost::mail::{
     Body, BodyKind, Envelope, Handle, Mailbox, MessageFacts, Notify, Recipient, Rid, ShardId,
 };
-use ringpost::queue::format::{HEADER_COPY_OFFSET, HEADER_OCTETS, HEADERS_END, SLOT_OCTETS};
+use ringpost::queue::format::{HEADERS_END, SLOT_OCTETS};
 use ringpost::queue::settings::QueueSettings;
 use ringpost::queue::{
     Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
@@ -327,16 +326,14 @@ fn bare_by_pwrite(file: &File, batch: usize, extent: Extent) -> Outcome {
 fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
     let record = vec![b'x'; batch * (RECORD_OCTETS - SLOTS_OCTETS)];
     let slots = vec![b'x'; batch * SLOTS_OCTETS];
-    let (header, word) = ([b'x'; HEADER_OCTETS], [b'x'; 8]);
+    let word = [b'x'; 8];
     let (octets, table) = (record.len() as u64, slots.len() as u64);
     let table_octets = extent.segment_octets / TABLE_PARTS;
     let body_octets = extent.segment_octets - table_octets;
     let (mut meter, mut at, mut slots_at) = (Meter::start(), 0, 0);
-    let (mut before, mut copy) = (None, 0);
+    let mut before = None;
     while meter.start.elapsed() < extent.slice_for {
         let since = Instant::now();
-        file.write_all_at(&header, copy).unwrap();
-        copy = HEADER_COPY_OFFSET - copy;
         let here = HEADERS_END + place(&mut slots_at, table, table_octets - HEADERS_END);
         file.write_all_at(&slots, here).unwrap();
         let words = before.replace(here).map(|before: u64| before..before + table);
@@ -445,50 +442,76 @@ impl Disk {
         self.waiting.push_back((ticket, since));
     }
 
-    /// Carries out one effect; false when there is none. While a sync is under way, messages come
-    /// in until `waiting` wait for the next commit, and effects go on; before that the commit that
-    /// came to its end is told of.
+    /// Carries out one effect; false when there is none. Beside a sync goes what the tasks of a
+    /// shard do meanwhile, in their order.
     async fn step(&mut self, waiting: usize, meter: &mut Meter) -> bool {
-        let Some(effect) = self.queue.next_effect() else { return false };
-        let Effect::Sync { id, segment } = effect else {
-            self.perform(effect).await;
-            return true;
-        };
-        let file = self.segments[&segment].clone();
-        let mut sync = std::pin::pin!(file.sync_data());
-        // Begun by the first poll, and given to the kernel when this thread next waits.
-        let begun = std::future::poll_fn(|cx| Poll::Ready(sync.as_mut().poll(cx))).await;
-        let result = match begun {
-            Poll::Ready(result) => result,
-            Poll::Pending => {
-                self.files.are_under_way().await;
-                self.queue.enter_synced();
-                self.hear(meter);
-                self.settle();
-                self.come_in(waiting);
-                while let Some(effect) = self.queue.next_effect() {
-                    self.perform(effect).await;
-                }
-                sync.await
+        match self.queue.next_effect() {
+            None => return false,
+            Some(Effect::Write { id, segment, offset, chunks }) => {
+                let write = self.write(segment, offset, chunks);
+                let (written, ()) = tokio::join!(write, async { self.come_in(waiting) });
+                self.queue.handle_done(id, written);
             }
-        };
-        self.queue.handle_done(id, result);
+            Some(Effect::Sync { id, segment }) => {
+                let file = self.segments[&segment].clone();
+                let (result, ()) = tokio::join!(file.sync_data(), self.go_on(waiting, meter));
+                self.queue.handle_done(id, result);
+            }
+            Some(effect) => self.perform(effect).await,
+        }
         true
     }
 
-    /// Carries out an effect; a sync stands for itself.
+    /// During a sync: the batch that waits is written, the commit that came to its end before is
+    /// told of, and messages come in until `waiting` of them wait again.
+    async fn go_on(&mut self, waiting: usize, meter: &mut Meter) {
+        self.files.are_under_way().await;
+        let mut write = None;
+        while let Some(effect) = self.queue.next_effect() {
+            match effect {
+                Effect::Write { id, segment, offset, chunks } => {
+                    assert!(write.is_none(), "what waits is one write");
+                    write = Some((id, self.write(segment, offset, chunks)));
+                }
+                effect => self.perform(effect).await,
+            }
+        }
+        let meanwhile = async {
+            self.files.are_under_way().await;
+            self.queue.enter_synced();
+            self.hear(meter);
+            self.come_in(waiting);
+            self.settle();
+        };
+        match write {
+            None => meanwhile.await,
+            Some((id, write)) => {
+                let (written, ()) = tokio::join!(write, meanwhile);
+                self.queue.handle_done(id, written);
+            }
+        }
+    }
+
+    fn write(
+        &mut self,
+        segment: SegmentId,
+        offset: u64,
+        chunks: Vec<Chunk>,
+    ) -> impl Future<Output = io::Result<()>> + use<> {
+        self.come = 0;
+        let gather = Gather::new(chunks.into_iter().map(piece).collect());
+        let file = self.segments[&segment].clone();
+        async move { file.write_at(gather, offset).await }
+    }
+
+    /// Carries out an effect other than a write; a sync stands for itself.
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
                 let made = self.make(segment, octets, map_octets, &header);
                 self.queue.handle_made(id, made);
             }
-            Effect::Write { id, segment, offset, chunks } => {
-                self.come = 0;
-                let gather = Gather::new(chunks.into_iter().map(piece).collect());
-                let result = self.segments[&segment].write_at(gather, offset).await;
-                self.queue.handle_done(id, result);
-            }
+            Effect::Write { .. } => unreachable!("a write goes beside other work"),
             Effect::Read { id, plan } => {
                 let result = self.read(&plan).await;
                 self.queue.handle_read(id, result);
