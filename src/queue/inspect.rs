@@ -112,7 +112,7 @@ impl Inspection {
             return Err("belongs to another spool".to_owned());
         }
         if header.segment != segment {
-            return Err(format!("is a copy of segment {:08x}", header.segment.0));
+            return Err(format!("is a copy of {}", header.segment));
         }
         if octets < header.octets {
             return Err(format!("{octets} of {} octets", header.octets));

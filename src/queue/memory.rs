@@ -242,14 +242,15 @@ impl Medium for MemMedium {
 
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<Self::File> {
         self.call()?;
+        let is_first = Header::decode(header).is_ok_and(|header| header.generation == 1);
+        if is_first && self.file(segment).is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         let file = Arc::new(MemFile::zeros(octets));
         self.write_at(&file, 0, header)?;
         file.sync();
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_first = Header::decode(header).is_ok_and(|header| header.generation == 1);
-        if files.insert(segment, file.clone()).is_some() && is_first {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
+        files.insert(segment, file.clone());
         Ok(file)
     }
 

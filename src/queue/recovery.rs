@@ -211,7 +211,7 @@ impl<M: Medium> Opening<'_, M> {
                 // What was read before the error is good; what comes behind it waits for a start
                 // that can read it.
                 self.queue.segments[segment].poisoned = true;
-                let text = format!("{}: {error}", self.label(segment));
+                let text = format!("{}: {error}", self.name(segment));
                 self.recovered.note(RecoveryCase::Unreadable, text);
                 self.unread.insert(self.queue.directory_of(segment));
             }
@@ -415,8 +415,8 @@ impl<M: Medium> Opening<'_, M> {
         }
     }
 
-    fn label(&self, segment: usize) -> String {
-        label(self.queue.segments[segment].header.segment)
+    fn name(&self, segment: usize) -> SegmentId {
+        self.queue.segments[segment].header.segment
     }
 }
 
@@ -425,8 +425,4 @@ fn by_message(list: &mut Vec<(Mid, Vec<Rid>)>, mid: Mid, rid: Rid) {
         Some((last, rids)) if *last == mid => rids.push(rid),
         _ => list.push((mid, vec![rid])),
     }
-}
-
-fn label(segment: SegmentId) -> String {
-    format!("shard-{:02}/{:06x}.segment", segment.directory(), segment.number())
 }

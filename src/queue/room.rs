@@ -62,16 +62,24 @@ impl Queue {
         let Some(position) = position else { unreachable!("nothing of this kind is being made") };
         let (kind, segment) = self.making.swap_remove(position);
         let again = self.segments.iter().position(|s| s.header.segment == segment);
-        let Ok(map) = result else {
-            self.make_failing = Some(Mono(self.now.0 + MAKE_PAUSE_MS));
-            if let Some(again) = again {
-                // Nobody knows what it is now; it holds nothing.
-                self.poison(again);
-            } else if self.last_segment_number == segment.number() {
-                // No file has this name: a gap would look like a segment that was lost.
-                self.last_segment_number -= 1;
+        let map = match result {
+            Ok(map) => map,
+            Err(error) if again.is_none() && error.kind() == io::ErrorKind::AlreadyExists => {
+                // Not our file, or one whose making failed when it stood there already: what it
+                // is, the next start tells. The next number is as good.
+                return;
             }
-            return;
+            Err(_) => {
+                self.make_failing = Some(Mono(self.now.0 + MAKE_PAUSE_MS));
+                if let Some(again) = again {
+                    // Nobody knows what it is now; it holds nothing.
+                    self.poison(again);
+                } else if self.last_segment_number == segment.number() {
+                    // No file has this name: a gap would look like a segment that was lost.
+                    self.last_segment_number -= 1;
+                }
+                return;
+            }
         };
         self.make_failing = None;
         let before = again.map_or(self.fresh_header(kind, segment), |again| {

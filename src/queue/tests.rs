@@ -152,9 +152,12 @@ impl<M: Medium> Rig<M> {
                 if let Some(kind) = self.no_space.or(broken) {
                     return self.queue.handle_made(id, Err(kind.into()));
                 }
-                let file = self.medium.make(segment, octets, &header).unwrap();
-                let map = self.medium.map(&file, map_octets);
-                self.files.insert(segment, file);
+                let made = self.medium.make(segment, octets, &header);
+                let map = made.and_then(|file| {
+                    let map = self.medium.map(&file, map_octets);
+                    self.files.insert(segment, file);
+                    map
+                });
                 self.queue.handle_made(id, map);
             }
             Effect::Write { id, segment, offset, chunks } => {

@@ -153,7 +153,7 @@ impl Shard {
 
     fn tell_disk_trouble<T>(&self, what: &str, segment: SegmentId, result: &std::io::Result<T>) {
         if let Err(error) = result {
-            let text = format!("queue: cannot {what} segment {segment:?}: {error}");
+            let text = format!("queue: cannot {what} {segment}: {error}");
             self.log(|log, now| log.critical(now, &text));
         }
     }
@@ -179,7 +179,7 @@ impl Shard {
                 }
                 Some(Event::Held { mid, rids, what }) => self.hold_damaged(mid, &rids, what),
                 Some(Event::Unstorable { segment, error }) => {
-                    let text = format!("queue: cannot store into segment {segment:?}: {error}");
+                    let text = format!("queue: cannot store into {segment}: {error}");
                     self.log(|log, now| log.critical(now, &text));
                 }
                 Some(Event::Intake(Some(why))) => {

@@ -131,6 +131,8 @@ pub use texts::{
 };
 pub use words::{OutcomeWord, State, StateWord};
 
+use std::fmt;
+
 use crate::limits;
 
 /// The version this program writes, and the newest it reads.
@@ -172,6 +174,13 @@ pub struct SpoolId(pub [u8; 16]);
 /// Names a segment in its spool: the shard directory in the top 8 bits, a number below.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SegmentId(pub u32);
+
+/// The path of its file in the spool.
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard-{:02}/{:06x}.segment", self.directory(), self.number())
+    }
+}
 
 impl SegmentId {
     /// Number `number` (below 2^24) of directory `directory`.

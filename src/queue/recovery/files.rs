@@ -9,7 +9,7 @@ use super::super::format::{self, Geometry, Header, HeaderFault, SegmentId};
 use super::super::live::Segment;
 use super::super::report::RecoveryCase;
 use super::super::segment::Medium;
-use super::{Opening, label};
+use super::Opening;
 
 /// Why a segment is not used.
 pub(super) struct Refused {
@@ -68,7 +68,8 @@ impl<M: Medium> Opening<'_, M> {
             }
             let last = present.last().copied().unwrap_or(0);
             for number in (1..last).filter(|number| !present.contains(number)) {
-                let text = format!("{}: it is not there", label(SegmentId::new(directory, number)));
+                let segment = SegmentId::new(directory, number);
+                let text = format!("{segment}: it is not there");
                 self.recovered.note(RecoveryCase::Missing, text);
             }
         }
@@ -84,7 +85,7 @@ impl<M: Medium> Opening<'_, M> {
             // Its messages come back one day, and want to find their extents then.
             self.unread.insert(segment.directory());
         }
-        self.recovered.note(case, format!("{}: {what}, {done}", label(segment)));
+        self.recovered.note(case, format!("{segment}: {what}, {done}"));
     }
 
     fn open_segment(&mut self, segment: SegmentId) -> Result<(), Refused> {
@@ -113,7 +114,7 @@ impl<M: Medium> Opening<'_, M> {
             return Err(Refused::for_now(RecoveryCase::Foreign, what));
         }
         if header.segment != segment {
-            let what = format!("is a copy of {}", label(header.segment));
+            let what = format!("is a copy of {}", header.segment);
             return Err(Refused::damaged(RecoveryCase::Duplicate, what));
         }
         if octets < header.octets {

@@ -45,7 +45,7 @@ impl<M: Medium> Opening<'_, M> {
 
     /// Tells what a whole table came to.
     pub(super) fn sum_up(&mut self, segment: usize, scan: &Scan) {
-        let name = self.label(segment);
+        let name = self.name(segment);
         self.recovered.dropped += scan.torn_groups + scan.torn_bodies;
         self.recovered.damaged_slots += scan.bad_slots;
         // Kept from being used again: somebody may want to look at it.
@@ -121,7 +121,7 @@ impl<M: Medium> Opening<'_, M> {
                 }
                 State::Damaged => {
                     by_message(&mut self.recovered.damaged, mid, rid);
-                    format!("{}: MID {mid} RID {rid} held", self.label(segment))
+                    format!("{}: MID {mid} RID {rid} held", self.name(segment))
                 }
                 State::Ready
                 | State::Deferred

@@ -93,6 +93,24 @@ fn fill_some(rig: &mut Rig<MemMedium>, messages: u64) {
     }
 }
 
+/// Somebody put a file there, or a making that came to an error had got that far.
+#[test]
+fn a_name_that_is_taken_is_passed_over() {
+    let medium = MemMedium::default();
+    let mut rig = Rig::open(medium.clone(), options(64 * MIB));
+    let header = rig.queue.segments[0].header;
+    for number in [2, 3] {
+        let header = format::Header { segment: SegmentId(number), ..header };
+        medium.make(header.segment, MIB, &header.encode()).unwrap();
+    }
+    fill_some(&mut rig, 100);
+    assert_eq!(rig.intake, []);
+    let own = |segment: &Segment| segment.header.segment.number();
+    let mut numbers: Vec<u32> = rig.queue.segments.iter().map(own).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers[..3], [1, 4, 5]);
+}
+
 #[test]
 fn a_disk_that_takes_nothing_is_not_given_one_segment_after_the_other() {
     let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
