@@ -299,6 +299,26 @@ fn a_log_that_is_a_pipe_without_a_reader_stops_no_mail(io: &str) {
     engine.stop();
 }
 
+each_io!(a_log_that_nobody_reads_stops_no_commit);
+/// The pipe is full, and stays so: mail that must be on disk first goes on, and so does the end.
+fn a_log_that_nobody_reads_stops_no_commit(io: &str) {
+    const MESSAGES: usize = 400;
+    let peer = Peer::good();
+    let setup = Setup::new(io, format!("ALL {}", peer.host(0))).top("commit = \"sync\"");
+    let mut engine = Engine::start(&setup);
+    let path = put_a_pipe_for_the_log(&engine);
+    let log = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    engine.signal("HUP");
+    for _ in 0..MESSAGES {
+        engine.send("a@a.test", &["b@b.test"]);
+    }
+    engine.wait_empty();
+    assert_eq!(peer.messages().len(), MESSAGES);
+    engine.signal("TERM");
+    assert_eq!(engine.wait_exit(), Some(0), "{}", engine.stderr());
+    drop(log);
+}
+
 fn is_close(line: &str, of: &str) -> bool {
     line.ends_with(" close") && line.contains(&format!(" {of} "))
 }

@@ -344,7 +344,7 @@ impl Shard {
     }
 
     /// The end in good order: 10 s for everything, longer for replies to a final dot.
-    async fn end(&self) {
+    async fn end(self: &Rc<Self>) {
         while self.clients.get() + self.sessions.get() > 0 && !self.final_reply_is_over() {
             self.ring_all_sessions();
             io::sleep(Duration::from_millis(50)).await;

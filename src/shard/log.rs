@@ -6,6 +6,7 @@
 //! Each shard has its own descriptor, opened for appending; a batch is written with one call, so
 //! that lines of two shards do not mix, and all lines of one message come from one shard.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,10 @@ const FLUSH: Duration = Duration::from_millis(50);
 
 /// A file that could not be opened is tried again after this long.
 const REOPEN: Duration = Duration::from_secs(1);
+
+/// The last lines are waited for at most this long, and looked for this often.
+const LAST_LINES: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(10);
 
 /// The log's file, if it could be opened.
 pub(super) struct OpenLog {
@@ -80,12 +85,23 @@ impl Shard {
 
     /// The last lines, at the end of the shard. Those that are on their way come first: the thread
     /// ends behind this, and what it has not written by then is written by nobody.
-    pub(super) async fn finish_log(&self) {
-        while self.log_under_way.get() {
-            io::sleep(Duration::from_millis(10)).await;
+    pub(super) async fn finish_log(self: &Rc<Self>) {
+        let is_finished = Rc::new(Cell::new(false));
+        let (shard, finished) = (self.clone(), is_finished.clone());
+        io::spawn(async move {
+            while shard.log_under_way.get() {
+                io::sleep(POLL).await;
+            }
+            let file = shard.open_log();
+            shard.flush_log(file.as_ref()).await;
+            finished.set(true);
+        });
+        // Of a pipe that nobody reads it would be for ever.
+        let mut left = LAST_LINES;
+        while !is_finished.get() && !left.is_zero() {
+            io::sleep(POLL).await;
+            left = left.saturating_sub(POLL);
         }
-        let file = self.open_log();
-        self.flush_log(file.as_ref()).await;
     }
 
     fn begin_log_file(&self) -> OpenLog {

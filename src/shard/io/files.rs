@@ -63,7 +63,7 @@ impl Files {
         let mut options = OpenOptions::new();
         let file = options.append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)?;
         rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::APPEND)?;
-        Ok(self.adopt(file))
+        self.adopt_log(file)
     }
 
     /// Standard output.
@@ -72,7 +72,17 @@ impl Files {
     /// Too many open files.
     pub fn stdout(&self) -> io::Result<File> {
         let fd = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(self.adopt(fd.into()))
+        self.adopt_log(fd.into())
+    }
+
+    /// A write to a pipe or a terminal takes as long as its reader likes. What is no regular file
+    /// has a helper thread of its own, also beside a ring: nothing waits behind it, and the ring
+    /// can come to its end.
+    fn adopt_log(&self, file: std::fs::File) -> io::Result<File> {
+        if file.metadata()?.is_file() {
+            return Ok(self.adopt(file));
+        }
+        Ok(File(FileKind::Helped(epoll::Helper::start()?, Arc::new(file))))
     }
 }
 
