@@ -12,10 +12,12 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::{Client, Engine, Peer, Setup};
 
@@ -118,6 +120,31 @@ fn engine_on(
     engine.launch();
     story(&mut engine, &busy, &peer);
     drop(mounts);
+}
+
+/// Somebody else's file takes all the space: each shard looks every second whether a segment can
+/// be made again, and says once a minute that it cannot.
+#[test]
+fn a_disk_that_others_fill() {
+    let some =
+        |spool: &Path| Some(vec![mount(&["-t", "tmpfs", "-o", "size=128m", "tmpfs"], spool)?]);
+    engine_on(some, |engine, busy, peer| {
+        let others = engine.path("spool").join("others");
+        let mut file = std::fs::File::create(&others).unwrap();
+        while file.write_all(&[1; 1 << 16]).is_ok() {}
+        let mut client = engine.client();
+        assert!(client.command("EHLO c.test").starts_with("250"));
+        let (taken, reply) = fill(&mut client, 0);
+        assert!(taken > 0 && reply.starts_with("452 4.3.1"), "{taken}: {reply}");
+        std::thread::sleep(Duration::from_secs(3));
+        let log = engine.log();
+        let told = log.lines().filter(|line| line.contains("Critical: queue: cannot make"));
+        assert!((1..=2).contains(&told.count()), "{log}");
+        std::fs::remove_file(&others).unwrap();
+        engine.wait_log("new mail is taken again");
+        busy.store(false, Ordering::SeqCst);
+        all_came(engine, peer, taken);
+    });
 }
 
 /// Mail is refused clearly, deliveries go on and make room, and mail is taken again; a crash in

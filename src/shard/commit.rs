@@ -5,8 +5,10 @@
 //! which is the group commit, and writes go on.
 
 use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Shard;
 use super::bounce::Reported;
@@ -18,6 +20,13 @@ use crate::mail::{Domain, Handle, Mid};
 use crate::queue::{
     Chunk, Damaged, Effect, EffectId, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
 };
+
+/// A message that the system has no memory to read is tried so often, with this pause.
+const READ_TRIES_MAX: u32 = 10;
+const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// The same trouble with the disk is told of once in this time.
+const TROUBLE_REPEAT_MS: u64 = 60_000;
 
 /// The verdict on a client's message.
 pub(super) enum Verdict {
@@ -84,10 +93,6 @@ impl Shard {
                 let shard = self.clone();
                 super::io::spawn(async move {
                     let result = shard.read_plan(&plan).await;
-                    if let Err(error) = &result {
-                        let text = format!("queue: cannot read a message: {error}");
-                        shard.log(|log, now| log.critical(now, &text));
-                    }
                     shard.queue.borrow_mut().handle_read(id, result);
                     shard.commit_bell.ring();
                 });
@@ -151,11 +156,17 @@ impl Shard {
         self.segment_files.borrow().get(&segment).cloned()
     }
 
+    /// A segment that cannot be made is tried again each second, and told of each minute.
     fn tell_disk_trouble<T>(&self, what: &str, segment: SegmentId, result: &std::io::Result<T>) {
-        if let Err(error) = result {
-            let text = format!("queue: cannot {what} {segment}: {error}");
-            self.log(|log, now| log.critical(now, &text));
+        let Err(error) = result else { return };
+        let text = format!("queue: cannot {what} {segment}: {error}");
+        let now = self.now().mono;
+        let mut told = self.disk_trouble.borrow_mut();
+        if told.0 == text && now.since_ms(told.1) < TROUBLE_REPEAT_MS {
+            return;
         }
+        self.log(|log, now| log.critical(now, &text));
+        *told = (text, now);
     }
 
     /// What the queue says of appends.
@@ -295,15 +306,8 @@ impl Shard {
         let plan = self.queue.borrow().read_plan(handle);
         let gone = Damaged { held: Vec::new(), what: "no longer queued", moved: false };
         let plan = plan.ok_or(gone)?;
-        let octets = match self.read_plan(&plan).await {
-            Ok(octets) => octets,
-            Err(error) => {
-                let text = format!("queue: cannot read a message: {error}");
-                self.log(|log, now| log.critical(now, &text));
-                Vec::new()
-            }
-        };
-        self.queue.borrow_mut().parse(handle, &plan, octets)
+        let octets = self.read_plan(&plan).await;
+        self.queue.borrow_mut().parse(handle, &plan, octets.unwrap_or_default())
     }
 
     fn hold_damaged(&self, mid: Mid, held: &[crate::mail::Rid], what: &str) {
@@ -316,7 +320,24 @@ impl Shard {
         self.log(|log, now| log.critical(now, &text));
     }
 
+    /// Reads what is planned. What the system lacks for a moment is waited for: the disk has not
+    /// said that the octets are damaged.
     async fn read_plan(&self, plan: &ReadPlan) -> std::io::Result<Vec<u8>> {
+        let mut tries_left = READ_TRIES_MAX;
+        loop {
+            let result = self.read_pieces(plan).await;
+            let Err(error) = &result else { return result };
+            let text = format!("queue: cannot read a message: {error}");
+            self.log(|log, now| log.critical(now, &text));
+            tries_left -= 1;
+            if !is_passing(error.kind()) || tries_left == 0 {
+                return result;
+            }
+            super::io::sleep(READ_PAUSE).await;
+        }
+    }
+
+    async fn read_pieces(&self, plan: &ReadPlan) -> std::io::Result<Vec<u8>> {
         let mut all = Vec::new();
         for piece in &plan.pieces {
             let file = self.segment_file(piece.segment).ok_or(std::io::ErrorKind::NotFound)?;
@@ -326,6 +347,11 @@ impl Shard {
         }
         Ok(all)
     }
+}
+
+/// Does an error of a read speak of the system's state, and not of the disk?
+fn is_passing(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::OutOfMemory | ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 fn piece(Chunk { body, range }: Chunk) -> Piece {

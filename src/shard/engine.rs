@@ -242,6 +242,7 @@ impl Shard {
             medium,
             queue: RefCell::new(queue),
             segment_files: RefCell::new(adopted),
+            disk_trouble: RefCell::new((String::new(), now.mono)),
             uncommitted: RefCell::default(),
             parked: RefCell::default(),
             usual_delivery_us: Cell::new(0),

@@ -63,7 +63,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::config::Snapshot;
-use crate::mail::{Dcid, Domain, Handle, Mid, Now, ShardId};
+use crate::mail::{Dcid, Domain, Handle, Mid, Mono, Now, ShardId};
 use crate::queue::{FileMedium, Queue, SegmentId};
 use crate::schedule::{Destinations, QueueClock};
 use crate::telemetry::{Counters, Latencies, MailLog};
@@ -95,6 +95,8 @@ pub struct Shard {
     medium: Arc<FileMedium>,
     queue: RefCell<Queue>,
     segment_files: RefCell<HashMap<SegmentId, File>>,
+    /// What was said last of a failing disk, and when.
+    disk_trouble: RefCell<(String, Mono)>,
     /// Messages that are not on disk yet, and pieces of their deliveries that wait for that.
     uncommitted: RefCell<HashMap<Mid, Arc<Message>>>,
     parked: RefCell<HashMap<Mid, Vec<Parked>>>,
