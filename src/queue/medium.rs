@@ -48,6 +48,24 @@ impl FileMedium {
 }
 
 impl FileMedium {
+    /// Makes a segment and maps the first `map_octets` octets of it.
+    ///
+    /// # Errors
+    /// Those of the medium; of a new name no file is left then, for the name is given again.
+    pub fn make_mapped(
+        &self,
+        segment: SegmentId,
+        octets: u64,
+        map_octets: u64,
+        header: &[u8],
+    ) -> io::Result<(File, Mapping)> {
+        let file = self.make(segment, octets, header)?;
+        match self.map(&file, map_octets) {
+            Ok(mapping) => Ok((file, mapping)),
+            Err(error) => Err(std::fs::remove_file(self.path(segment)).err().unwrap_or(error)),
+        }
+    }
+
     /// Opens a segment for reading.
     pub(super) fn open_to_read(&self, segment: SegmentId) -> io::Result<File> {
         File::open(self.path(segment))
@@ -92,7 +110,13 @@ impl Medium for FileMedium {
 
     fn make(&self, segment: SegmentId, octets: u64, header: &[u8]) -> io::Result<File> {
         let directory = Self::directory(&self.spool, segment.directory());
-        std::fs::create_dir_all(&directory)?;
+        // A file in the place of the directory is not a segment that has our name.
+        std::fs::create_dir_all(&directory).map_err(|error| match error.kind() {
+            io::ErrorKind::AlreadyExists => io::ErrorKind::NotADirectory.into(),
+            _ => error,
+        })?;
+        // Opened now: with the file in its place nothing may be missing any more.
+        let folders = [File::open(&directory)?, File::open(&self.spool)?];
         let space = rustix::fs::statvfs(&directory)?;
         let path = self.path(segment);
         let there = path.metadata().map_or(0, |metadata| metadata.len());
@@ -107,7 +131,7 @@ impl Medium for FileMedium {
             // Its space first: there may be no more.
             (true, false) => {
                 std::fs::rename(&path, &unfinished)?;
-                File::open(&directory)?.sync_all()?;
+                folders[0].sync_all()?;
             }
             (false, _) => {}
         }
@@ -119,8 +143,9 @@ impl Medium for FileMedium {
             return Err(std::fs::remove_file(&unfinished).err().unwrap_or(error));
         }
         std::fs::rename(&unfinished, &path)?;
-        File::open(&directory)?.sync_all()?;
-        File::open(&self.spool)?.sync_all()?;
+        if let Err(error) = folders.iter().try_for_each(File::sync_all) {
+            return Err(std::fs::remove_file(&path).err().unwrap_or(error));
+        }
         Ok(file)
     }
 

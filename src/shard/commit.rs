@@ -18,7 +18,7 @@ use super::io::{Gather, Piece};
 use super::receive_memory::Share;
 use crate::mail::{Domain, Handle, Mid};
 use crate::queue::{
-    Chunk, Damaged, Effect, EffectId, Event, Medium, ReadPlan, Safe, SegmentId, StoredMessage,
+    Chunk, Damaged, Effect, EffectId, Event, ReadPlan, Safe, SegmentId, StoredMessage,
 };
 
 /// A message that the system has no memory to read is tried so often, with this pause.
@@ -134,11 +134,8 @@ impl Shard {
         header: Vec<u8>,
     ) {
         let medium = self.medium.clone();
-        let made = super::io::on_helper(move || {
-            let file = medium.make(segment, octets, &header)?;
-            let mapping = medium.map(&file, map_octets)?;
-            Ok((file, mapping))
-        });
+        let made =
+            super::io::on_helper(move || medium.make_mapped(segment, octets, map_octets, &header));
         let result = match made.await {
             Ok((file, mapping)) => {
                 let file = self.files.adopt(file);

@@ -93,6 +93,28 @@ fn fill_some(rig: &mut Rig<MemMedium>, messages: u64) {
     }
 }
 
+/// The name is given again, so nothing may be left under it.
+#[test]
+fn a_segment_that_cannot_be_mapped_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let medium = FileMedium::new(folder.path(), 0);
+    let name = SegmentId(1);
+    let too_long = medium.make_mapped(name, MIB, 2 * MIB, &[0; 512]);
+    assert_eq!(too_long.err().unwrap().kind(), io::ErrorKind::UnexpectedEof);
+    assert!(!medium.path(name).exists());
+    assert!(medium.make_mapped(name, MIB, MIB, &[0; 512]).is_ok());
+}
+
+/// That would be taken for a name that is taken, and the next number be tried at once, for ever.
+#[test]
+fn a_file_in_the_place_of_a_directory_is_no_taken_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let medium = FileMedium::new(folder.path(), 0);
+    std::fs::write(FileMedium::directory(folder.path(), 0), "").unwrap();
+    let made = medium.make(SegmentId(1), MIB, &[0; 512]);
+    assert_eq!(made.err().unwrap().kind(), io::ErrorKind::NotADirectory);
+}
+
 /// Somebody put a file there, or a making that came to an error had got that far.
 #[test]
 fn a_name_that_is_taken_is_passed_over() {
