@@ -209,6 +209,7 @@ impl Queue {
         message_slot: u32,
         last: State,
     ) -> bool {
+        let now = self.now;
         let live = &mut self.segments[segment];
         let Ok(Slot::Message(message)) = live.slot(message_slot) else { return false };
         let first = message_slot + 1 - message.group_slots();
@@ -227,6 +228,8 @@ impl Queue {
             let beside = last != State::Moved && self.extents_free.are_shared(&part.places);
             if !is_moved || beside {
                 live.extents_settled.extend(part.places);
+                // Without a change of words too there is a sync to wait for.
+                live.dirty_since.get_or_insert(now);
             }
         }
         true

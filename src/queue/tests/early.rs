@@ -50,6 +50,31 @@ fn a_handle_of_a_refused_message_is_used_again() {
     );
 }
 
+/// Accepted between its write and the end of its sync: its extents are free with the next sync.
+#[test]
+fn a_large_message_that_is_accepted_during_its_commit_leaves_no_extent_behind() {
+    let mut rig = Rig::open(MemMedium::default(), options(16 * MIB));
+    for mid in 1..40 {
+        let new = message(mid, &["a@one.example"], &body(900_000));
+        let (_, early) = rig.queue.take_early(new, rig.now.mono).unwrap();
+        let handle = early[0].0;
+        rig.queue.write_now(handle);
+        loop {
+            let effect = rig.queue.next_effect().unwrap();
+            if matches!(effect, Effect::Sync { .. }) {
+                assert_eq!(rig.queue.begin(handle, &[Rid(0)]), [Rid(0)]);
+                assert!(rig.queue.delivered(handle, Rid(0), &accepted()).message_gone);
+                assert!(matches!(rig.queue.poll_event(), Some(Event::Accepted { .. })));
+                rig.perform(effect, false);
+                break;
+            }
+            rig.perform(effect, false);
+        }
+        assert!(rig.run() && rig.tick(1_000), "message {mid}");
+    }
+    assert_eq!(rig.queue.counts(), Counts::default());
+}
+
 /// Whatever has begun or ended when the process is killed, at each step of the commit: the next
 /// start calls it uncertain, or does not find it any more.
 #[test]
