@@ -30,6 +30,8 @@ pub(super) struct Segment {
     pub(super) header: Header,
     pub(super) geometry: Geometry,
     pub(super) place: TablePlace,
+    /// When a copy of it was stored last.
+    pub(super) header_at: Mono,
     map: Mapping,
     pub(super) next_slot: u32,
     pub(super) next_body: u64,
@@ -72,6 +74,7 @@ impl Segment {
             header,
             geometry,
             place: TablePlace { seed: header.seed(), generation: header.generation },
+            header_at: Mono(0),
             map,
             next_slot: header.durable_slots,
             next_body: header.durable_body_end.max(geometry.body_offset),
@@ -99,9 +102,10 @@ impl Segment {
 
     /// Stores the next header copy. Only right before a sync, and never while one runs: the
     /// other copy must be durable while this one may tear.
-    pub(super) fn store_header(&mut self, id_block_max: u64) {
+    pub(super) fn store_header(&mut self, id_block_max: u64, now: Mono) {
         assert!(!self.syncing && !self.poisoned, "a header copy would be written out of turn");
         self.header.sequence += 1;
+        self.header_at = now;
         self.header.id_block_max = id_block_max;
         self.map.store_octets(self.header.copy_offset(), &self.header.encode());
     }

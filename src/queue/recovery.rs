@@ -397,10 +397,8 @@ impl<M: Medium> Opening<'_, M> {
         let good = queue.active.or_else(|| queue.segments.iter().position(|s| !s.poisoned));
         let Some(good) = good else { return Err(io::Error::other("no usable segment")) };
         let segment = &mut queue.segments[good];
-        segment.store_header(queue.ids.block_max());
+        segment.store_header(queue.ids.block_max(), queue.now);
         self.medium.sync(&self.files[good])?;
-        segment.header.durable_slots = segment.next_slot;
-        segment.header.durable_body_end = segment.next_body;
         queue.ids.reserved(segment.header.id_block_max);
         Ok(())
     }

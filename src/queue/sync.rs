@@ -104,7 +104,7 @@ impl Queue {
     /// Starts a sync, with a new header copy where one is needed, unless one runs or the segment
     /// is poisoned: what is dirty then stays so, and its turn comes with the next tick.
     pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
-        let block_max = self.ids.block_max();
+        let (block_max, now) = (self.ids.block_max(), self.now);
         let live = &mut self.segments[segment];
         if live.poisoned {
             live.dirty_since = None;
@@ -113,12 +113,17 @@ impl Queue {
         if live.syncing {
             return;
         }
-        // A commit says in its slots how far the one before it came: its header is only needed
-        // for ids. Slots of a commit that is being written are not stored yet; `durable_slots` is
-        // what the syncs before this one covered, so both stay behind them.
+        // A commit says in its slots how far the one before it came. The header says it too, now
+        // and then: if a page of the table is lost to the medium, what it held is missed. The
+        // first commit of a use renews the copy that is still of the use before.
         let is_commit = matches!(purpose, Purpose::CommitSync(_));
-        if !is_commit || live.header.id_block_max != block_max {
-            live.store_header(block_max);
+        let is_recent = live.header.durable_slots > 0
+            && live.header.id_block_max == block_max
+            && now.since_ms(live.header_at) < STATE_SYNC_MS;
+        if !is_commit || !is_recent {
+            // Slots of a commit that is being written are not stored yet; the durable point is
+            // what the syncs before this one covered.
+            live.store_header(block_max, now);
         }
         live.syncing = true;
         live.dirty_since = None;

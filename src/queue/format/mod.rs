@@ -30,7 +30,7 @@
 //! | 48 | u64 octets of the file |
 //! | 56 | u32 slots of the table |
 //! | 60 | u32 durable point: slots before this one were synced; message slots may know of more |
-//! | 64 | u64 durable point: body octets before this offset were synced |
+//! | 64 | u64 body octets before this offset were synced, at least |
 //! | 72 | u64 largest id block that this shard had reserved |
 //! | 508 | u32 checksum of 0..508 |
 //!
@@ -285,9 +285,9 @@ pub struct Header {
     pub sequence: u64,
     /// Octets of the file.
     pub octets: u64,
-    /// Slots before this one were synced.
+    /// Slots before this one were synced; [`MessageSlot::durable_slots`] may tell of more.
     pub durable_slots: u32,
-    /// Body octets before this offset were synced.
+    /// Body octets before this offset were synced, at least.
     pub durable_body_end: u64,
     /// Largest id block reserved by the shard.
     pub id_block_max: u64,
