@@ -473,6 +473,7 @@ impl Queue {
             self.withdraw_stored(&commit);
             return;
         }
+        self.note_durable_point(commit.segment);
         // Copies take over at once: what holds their sources depends on the syncs until now.
         let moves = !commit.moves.is_empty();
         self.untold = Some(commit);

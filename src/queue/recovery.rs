@@ -343,6 +343,10 @@ impl<M: Medium> Opening<'_, M> {
             if !segment.poisoned && self.medium.sync(file).is_err() {
                 segment.poisoned = true;
             }
+            if !segment.poisoned {
+                segment.header.durable_slots = segment.next_slot;
+                segment.header.durable_body_end = segment.next_body;
+            }
         }
     }
 

@@ -142,12 +142,8 @@ impl Queue {
             return;
         }
         self.ids.reserved(live.header.id_block_max);
-        let writing = self.writing.as_ref().filter(|commit| commit.segment == segment);
+        self.note_durable_point(segment);
         let live = &mut self.segments[segment];
-        (live.header.durable_slots, live.header.durable_body_end) = match writing {
-            Some(commit) => (commit.first_slot, commit.body_start),
-            None => (live.next_slot, live.next_body),
-        };
         for extent in std::mem::take(&mut live.extents_syncing) {
             self.free_extent(extent);
         }
@@ -156,6 +152,20 @@ impl Queue {
             self.free_if_empty(released);
         }
         self.free_if_empty(segment);
+    }
+
+    /// Up to where a segment is synced: not over a commit that has not come to its end, which may
+    /// yet fail for its extents.
+    pub(super) fn note_durable_point(&mut self, segment: usize) {
+        let open = self.syncing.iter().chain(&self.writing);
+        let first = open.filter(|commit| commit.segment == segment).map(|commit| {
+            // The earlier one comes first.
+            (commit.first_slot, commit.body_start)
+        });
+        let first = first.min();
+        let live = &mut self.segments[segment];
+        (live.header.durable_slots, live.header.durable_body_end) =
+            first.unwrap_or((live.next_slot, live.next_body));
     }
 
     pub(super) fn poison(&mut self, segment: usize) {

@@ -164,6 +164,92 @@ fn a_copy_that_does_not_count_misses_no_extents() {
     assert_eq!(cases, [RecoveryCase::Superseded]);
 }
 
+/// The header copies of a segment.
+fn headers(medium: &MemMedium, number: u32) -> Vec<Header> {
+    let file = medium.file(SegmentId(number)).unwrap();
+    let copy = |offset| {
+        let mut octets = [0; format::HEADER_OCTETS];
+        medium.read_at(&file, offset, &mut octets).ok()?;
+        Header::decode(&octets).ok()
+    };
+    [0, format::HEADER_COPY_OFFSET].into_iter().filter_map(copy).collect()
+}
+
+/// A page of the table that is lost takes the durable points with it that stood there: a header
+/// tells of it too, at most a second late, however steadily commits follow each other.
+#[test]
+fn a_header_follows_the_commits_within_a_second() {
+    let medium = MemMedium::default();
+    let mut rig = Rig::open(medium.clone(), options(64 * MIB));
+    for mid in 0..60 {
+        rig.append(mid, &["a@one.example"], &body(100));
+        assert!(rig.tick(100));
+        let known = headers(&medium, 1).iter().map(|header| header.durable_slots).max().unwrap();
+        let came = rig.queue.segments[0].next_slot;
+        assert!(known + 2 * 12 >= came, "the header knows of {known} slots of {came}");
+    }
+}
+
+/// Both header copies belong to a use as soon as there is mail in it: one of them may be lost.
+#[test]
+fn the_first_commit_of_a_use_renews_the_other_header_copy() {
+    let medium = MemMedium::default();
+    let mut rig = Rig::open(medium.clone(), options(8 * MIB));
+    for mid in 1..200 {
+        rig.append(mid, &["a@one.example"], &body(100_000));
+        assert!(rig.run());
+        let handle = rig.handles()[0];
+        assert!(rig.queue.deleted(handle, Rid(0)).applied);
+        assert!(rig.run());
+        let active = &rig.queue.segments[rig.queue.active.unwrap()];
+        let generation = active.header.generation;
+        let copies = headers(&medium, active.header.segment.number());
+        assert_eq!(copies.iter().filter(|copy| copy.generation == generation).count(), 2);
+        assert!(mid % 10 > 0 || rig.tick(1_000));
+    }
+    assert!(rig.queue.segments.iter().any(|segment| segment.header.generation > 4));
+}
+
+/// What a start has synced is durable, also where nothing is appended any more.
+#[test]
+fn a_start_knows_of_all_that_it_has_synced() {
+    let medium = MemMedium::default();
+    let mut rig = Rig::open(medium.clone(), options(64 * MIB));
+    for mid in 1..30 {
+        rig.append(mid, &["a@one.example"], &body(100_000));
+        assert!(rig.run());
+    }
+    let rig = Rig::open(medium, options(64 * MIB));
+    assert!(rig.queue.segments.len() > 3);
+    let knows = |s: &live::Segment| s.header.durable_slots == s.next_slot;
+    assert!(rig.queue.segments.iter().all(knows));
+}
+
+/// The message segment is synced and one of the extents is not: its group is not taken for
+/// durable before the words are that withdraw it.
+#[test]
+fn a_commit_that_failed_for_its_extents_is_not_durable() {
+    let mut rig = Rig::open(MemMedium::default(), options(64 * MIB));
+    rig.append(1, &["a@one.example"], &body(100));
+    assert!(rig.run());
+    let before = rig.queue.segments[0].header.durable_slots;
+    let ticket = rig.append(2, &["a@one.example"], &body(300_000));
+    let mut syncs = Vec::new();
+    while let Some(effect) = rig.queue.next_effect() {
+        match effect {
+            Effect::Sync { .. } => syncs.push(effect),
+            effect => rig.perform(effect, false),
+        }
+    }
+    let [of_extents, of_message] = syncs.try_into().unwrap();
+    rig.perform(of_message, false);
+    rig.perform(of_extents, true);
+    rig.poll();
+    assert_eq!(rig.queue.segments[0].header.durable_slots, before);
+    assert!(rig.run());
+    assert_eq!(rig.failed, [ticket]);
+}
+
 /// The first message in flight at this many crashes.
 fn crashed_in_flight(crashes: u32) -> MemMedium {
     let (medium, mut rig) = three();
