@@ -626,6 +626,40 @@ fn of_two_copies_the_higher_one_counts() {
     assert_eq!(rig.queue.counts(), Counts::default());
 }
 
+/// The commit of one failed, and its disk kept what it had said it had not.
+#[test]
+fn of_two_copies_with_one_number_only_one_counts() {
+    use super::format::{Slot, StateWord};
+    for in_flight in [None, Some(0), Some(2)] {
+        let medium = MemMedium::default();
+        let mut rig = Rig::open(medium.clone(), options(8 * MIB));
+        for _ in 0..2 {
+            rig.append(5, &["a@one.example"], b"same");
+            assert!(rig.run());
+        }
+        let segment = &mut rig.queue.segments[0];
+        for slot in 0..4 {
+            let copied = match segment.slot(slot).unwrap() {
+                Slot::Entry(entry) => Slot::Entry(format::Entry { copy: 1, ..entry }),
+                Slot::Message(m) => Slot::Message(format::MessageSlot { copy: 1, ..m }),
+                Slot::Extents(extents) => Slot::Extents(extents),
+            };
+            let octets = copied.encode(segment.place, slot);
+            segment.store_slots(slot, &[octets]);
+            if matches!(copied, Slot::Entry(_)) {
+                let in_flight = in_flight == Some(slot);
+                let word = StateWord { in_flight, ..StateWord::READY };
+                segment.store_state(slot, word, Mono(0));
+            }
+        }
+        segment.write_words();
+        let mut rig = Rig::open(medium, options(8 * MIB));
+        assert_eq!((rig.contents().len(), rig.queue.counts().pending), (1, 1));
+        let uncertain = usize::from(in_flight.is_some());
+        assert_eq!(rig.recovered.uncertain, vec![(Mid(5), vec![Rid(0)]); uncertain]);
+    }
+}
+
 #[test]
 fn foreign_files_are_left_alone_and_named() {
     let medium = MemMedium::default();

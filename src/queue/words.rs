@@ -147,13 +147,16 @@ impl Queue {
         true
     }
 
-    /// The recipients of a handle with their message and copy number.
-    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, u16)> {
+    /// The recipients of a handle with their message, copy number and mark in flight.
+    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, (u16, bool))> {
         let Some(record) = self.index.get(handle) else { return Vec::new() };
         let segment = &self.segments[usize::from(record.segment)];
         let slots = record.first_slot..record.first_slot + u32::from(record.entries);
         let entry = |slot| match segment.slot(slot) {
-            Ok(Slot::Entry(entry)) => Some((entry.rid, entry.mid, entry.copy)),
+            Ok(Slot::Entry(entry)) => {
+                let rank = (entry.copy, segment.state(slot).in_flight);
+                Some((entry.rid, entry.mid, rank))
+            }
             Ok(Slot::Message(_) | Slot::Extents(_)) | Err(_) => None,
         };
         slots.filter_map(entry).collect()

@@ -4,7 +4,9 @@
 //!
 //! The highest copy counts, for changes are made in it first. A copy that is marked as moved
 //! does not: either a higher one stands elsewhere, or its commit failed. Where any copy says that
-//! the recipient is settled, it is: the copy may be older on disk than that.
+//! the recipient is settled, it is: the copy may be older on disk than that. Two copies may have
+//! the same number, where the commit of the first failed and the disk kept it all the same; of
+//! them the one in flight counts, so that it is called uncertain, and never both.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -17,9 +19,12 @@ use crate::mail::{Mid, Rid};
 /// Recipients that have copies.
 #[derive(Default)]
 struct Copies {
-    highest: HashMap<(Mid, Rid), u16>,
+    highest: HashMap<(Mid, Rid), Rank>,
     settled: HashSet<(Mid, Rid)>,
 }
+
+/// The number of a copy, and whether it was in flight.
+type Rank = (u16, bool);
 
 impl<M: Medium> Opening<'_, M> {
     /// Of several copies of a recipient one counts; the others are marked as moved.
@@ -33,10 +38,15 @@ impl<M: Medium> Opening<'_, M> {
         while let Some(at) = cursor {
             cursor = self.queue.walk(at, 1 << 16, &mut handles);
         }
+        let mut counted = HashSet::new();
         for handle in handles {
-            for (rid, mid, copy) in self.queue.copies_of(handle) {
-                let Some(highest) = copies.highest.get(&(mid, rid)) else { continue };
-                let counts = *highest <= copy && !copies.settled.contains(&(mid, rid));
+            for (rid, mid, rank) in self.queue.copies_of(handle) {
+                let recipient = (mid, rid);
+                let Some(highest) = copies.highest.get(&recipient) else { continue };
+                let counts = *highest <= rank
+                    && !copies.settled.contains(&recipient)
+                    && counted.insert(recipient);
+                let (copy, _) = rank;
                 if !counts && self.queue.superseded(handle, rid) {
                     let text = format!("MID {mid} RID {rid}: copy {copy} does not count");
                     self.recovered.note(RecoveryCase::Superseded, text);
@@ -53,9 +63,10 @@ impl<M: Medium> Opening<'_, M> {
             for slot in first..first + entries {
                 let Ok(Slot::Entry(entry)) = live.slot(slot) else { continue };
                 mids.insert(entry.mid);
-                if live.state(slot).state != State::Moved {
-                    let copy = copies.highest.entry((entry.mid, entry.rid)).or_default();
-                    *copy = (*copy).max(entry.copy);
+                let word = live.state(slot);
+                if word.state != State::Moved {
+                    let highest = copies.highest.entry((entry.mid, entry.rid)).or_default();
+                    *highest = (*highest).max((entry.copy, word.in_flight));
                 }
             }
         }
