@@ -63,6 +63,8 @@ pub(super) struct Ready {
     leaving: bool,
     /// A refusal came behind the last reply that was owed.
     contradicted: bool,
+    /// Something else came there: what was bound before may be bound to the wrong commands.
+    shifted: bool,
     out: Outgoing,
 }
 
@@ -89,6 +91,7 @@ impl Ready {
             resetting: false,
             leaving: false,
             contradicted: false,
+            shifted: false,
             out: Outgoing::default(),
         }))
     }
@@ -156,9 +159,15 @@ impl Ready {
     /// that were taken for others.
     pub(super) fn note_surplus(&mut self, refusal: bool) {
         self.contradicted = refusal;
+        self.shifted = !refusal;
         if !refusal {
             self.pace.speak_plainly();
         }
+    }
+
+    /// One transaction is in flight, and none follows before it has its verdict.
+    pub(super) fn is_plain(&self) -> bool {
+        self.in_flight == 1 && self.flights[0].way() == Way::Plain
     }
 
     fn index_of(&self, number: u64) -> Option<usize> {
@@ -364,6 +373,9 @@ impl Ready {
         let first = &self.flights[0];
         let next = self.flights.get(1).filter(|_| self.in_flight > 1);
         match first.way() {
+            // Nothing is owed behind it: a refusal in the same read may be the true answer, and
+            // the acceptance one that nobody gave.
+            Way::Plain if first.is_accepted() && !read_empty => Fate::Open,
             Way::Plain => Fate::Final,
             Way::Data | Way::Bdat if first.is_accepted() => {
                 let drained = link.binder.is_empty() && read_empty;
@@ -447,7 +459,12 @@ impl Ready {
     /// The connection broke, or gave what is no reply.
     pub(super) fn break_off(mut self: Box<Self>, cause: ConnectionCause, link: &mut Link) -> State {
         if self.in_flight == 0 {
-            return self.end(Stage::Mail, cause, true, link);
+            let failure = ConnectionFailure { stage: Stage::Mail, cause };
+            // The true answer to the last of those in doubt may have come behind a made-up one.
+            for flight in self.doubtful.iter_mut().filter(|_| self.shifted) {
+                flight.break_in_train(&failure, false);
+            }
+            return self.end(failure.stage, failure.cause, true, link);
         }
         let owed = link.binder.next();
         let at = owed.and_then(|owed| self.index_of(owed.number));

@@ -135,11 +135,13 @@ impl Session {
     /// 3.8): all else was answered before.
     fn be_told_unasked(&mut self, octets: &[u8], now: Now) {
         let sent_away = octets.starts_with(b"421") || b"421".starts_with(octets);
-        if sent_away {
+        let refusal = matches!(octets.first(), Some(b'4' | b'5'));
+        let stands = matches!(&self.state, State::Ready(ready) if ready.is_plain()) && !refusal;
+        if sent_away || stands {
             self.settle_answered(now);
         }
         if let State::Ready(ready) = &mut self.state {
-            ready.note_surplus(matches!(octets.first(), Some(b'4' | b'5')));
+            ready.note_surplus(refusal);
         }
         self.fail(ConnectionCause::Garbage("reply that answers nothing".into()));
     }
