@@ -100,6 +100,10 @@ struct Incoming {
     envelope_at: usize,
     expect: Expect,
     out: Vec<u8>,
+    /// Its messages that are not answered yet, and what is to be said behind the answer: by DATA
+    /// the next transaction begins in the write that ends this one.
+    owed: usize,
+    behind: Vec<u8>,
 }
 
 /// A message that has come in whole, in the buffer of its connection.
@@ -192,6 +196,8 @@ impl Relay {
                 envelope_at: 0,
                 expect: Expect::Command,
                 out: Vec::new(),
+                owed: 0,
+                behind: Vec::new(),
             }));
         }
     }
@@ -345,15 +351,15 @@ impl Incoming {
                 return;
             }
             b"DATA" => {
-                self.out.extend_from_slice(b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go\r\n");
+                self.say(b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go\r\n");
                 self.expect = Expect::Text(self.at);
                 return;
             }
             b"EHLO" => {
                 let offers = b"250-bare\r\n250-PIPELINING\r\n250 CHUNKING\r\n";
-                self.out.extend_from_slice(offers);
+                self.say(offers);
             }
-            _ => self.out.extend_from_slice(b"221 2.0.0 bye\r\n"),
+            _ => self.say(b"221 2.0.0 bye\r\n"),
         }
         if !self.read[at..].starts_with(b"MAIL") && !self.read[at..].starts_with(b"RCPT") {
             self.envelope_at = self.at;
@@ -371,6 +377,13 @@ impl Incoming {
         let envelope = (envelope_at, envelope_at + behind);
         all.push(Message { from, envelope, body: (body, end), by_data });
         (self.expect, self.envelope_at) = (Expect::Command, self.at);
+        self.owed += 1;
+    }
+
+    /// In the order of what it answers.
+    fn say(&mut self, reply: &[u8]) {
+        let out = if self.owed == 0 { &mut self.out } else { &mut self.behind };
+        out.extend_from_slice(reply);
     }
 
     /// What was not said yet about a message.
@@ -379,6 +392,10 @@ impl Incoming {
             self.out.extend_from_slice(b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n");
         }
         self.out.extend_from_slice(b"250 2.0.0 ok\r\n");
+        self.owed -= 1;
+        if self.owed == 0 {
+            self.out.append(&mut self.behind);
+        }
     }
 }
 
