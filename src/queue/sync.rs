@@ -157,15 +157,14 @@ impl Queue {
     /// Up to where a segment is synced: not over a commit that has not come to its end, which may
     /// yet fail for its extents.
     pub(super) fn note_durable_point(&mut self, segment: usize) {
-        let open = self.syncing.iter().chain(&self.writing);
-        let first = open.filter(|commit| commit.segment == segment).map(|commit| {
-            // The earlier one comes first.
-            (commit.first_slot, commit.body_start)
-        });
-        let first = first.min();
+        // The one that is synced stands before the one that is written.
+        let mut open = self.syncing.iter().chain(&self.writing);
+        let first = open.find(|commit| commit.segment == segment);
         let live = &mut self.segments[segment];
-        (live.header.durable_slots, live.header.durable_body_end) =
-            first.unwrap_or((live.next_slot, live.next_body));
+        (live.header.durable_slots, live.header.durable_body_end) = match first {
+            Some(commit) => (commit.first_slot, commit.body_start),
+            None => (live.next_slot, live.next_body),
+        };
     }
 
     pub(super) fn poison(&mut self, segment: usize) {

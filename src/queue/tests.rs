@@ -595,9 +595,22 @@ fn a_message_in_flight_at_three_crashes_is_held() {
     assert_eq!(rig.queue.counts(), Counts::default());
 }
 
+/// Stores slots again, each at its new index, as those of the first copy.
+fn store_copies<const N: usize>(segment: &mut live::Segment, slots: [(u32, u32); N]) {
+    use super::format::{Entry, ExtentSlot, MessageSlot, Slot};
+    for (from, to) in slots {
+        let copied = match segment.slot(from).unwrap() {
+            Slot::Entry(entry) => Slot::Entry(Entry { copy: 1, ..entry }),
+            Slot::Extents(extents) => Slot::Extents(ExtentSlot { copy: 1, ..extents }),
+            Slot::Message(message) => Slot::Message(MessageSlot { copy: 1, ..message }),
+        };
+        segment.store_slots(to, &[copied.encode(segment.place, to)]);
+    }
+}
+
 #[test]
 fn of_two_copies_the_higher_one_counts() {
-    use super::format::{Slot, StateWord};
+    use super::format::StateWord;
     let medium = MemMedium::default();
     let mut rig = Rig::open(medium.clone(), options(8 * MIB));
     for _ in 0..2 {
@@ -605,15 +618,7 @@ fn of_two_copies_the_higher_one_counts() {
         assert!(rig.run());
     }
     let segment = &mut rig.queue.segments[0];
-    for slot in [2, 3] {
-        let copied = match segment.slot(slot).unwrap() {
-            Slot::Entry(entry) => Slot::Entry(format::Entry { copy: 1, ..entry }),
-            Slot::Message(m) => Slot::Message(format::MessageSlot { copy: 1, ..m }),
-            Slot::Extents(extents) => Slot::Extents(extents),
-        };
-        let octets = copied.encode(segment.place, slot);
-        segment.store_slots(slot, &[octets]);
-    }
+    store_copies(segment, [(2, 2), (3, 3)]);
     segment.store_state(2, StateWord::READY, Mono(0));
     segment.write_words();
     let mut rig = Rig::open(medium.clone(), options(8 * MIB));
@@ -629,7 +634,7 @@ fn of_two_copies_the_higher_one_counts() {
 /// The commit of one failed, and its disk kept what it had said it had not.
 #[test]
 fn of_two_copies_with_one_number_only_one_counts() {
-    use super::format::{Slot, StateWord};
+    use super::format::StateWord;
     for in_flight in [None, Some(0), Some(2)] {
         let medium = MemMedium::default();
         let mut rig = Rig::open(medium.clone(), options(8 * MIB));
@@ -638,19 +643,10 @@ fn of_two_copies_with_one_number_only_one_counts() {
             assert!(rig.run());
         }
         let segment = &mut rig.queue.segments[0];
-        for slot in 0..4 {
-            let copied = match segment.slot(slot).unwrap() {
-                Slot::Entry(entry) => Slot::Entry(format::Entry { copy: 1, ..entry }),
-                Slot::Message(m) => Slot::Message(format::MessageSlot { copy: 1, ..m }),
-                Slot::Extents(extents) => Slot::Extents(extents),
-            };
-            let octets = copied.encode(segment.place, slot);
-            segment.store_slots(slot, &[octets]);
-            if matches!(copied, Slot::Entry(_)) {
-                let in_flight = in_flight == Some(slot);
-                let word = StateWord { in_flight, ..StateWord::READY };
-                segment.store_state(slot, word, Mono(0));
-            }
+        store_copies(segment, [(0, 0), (1, 1), (2, 2), (3, 3)]);
+        for slot in [0, 2] {
+            let word = StateWord { in_flight: in_flight == Some(slot), ..StateWord::READY };
+            segment.store_state(slot, word, Mono(0));
         }
         segment.write_words();
         let mut rig = Rig::open(medium, options(8 * MIB));

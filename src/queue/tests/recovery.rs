@@ -1,7 +1,7 @@
 //! The table of recovery, case by case: what is found, what is done, and that doing it again, or
 //! dying in the middle of it, changes nothing.
 
-use super::super::format::{Entry, Header, MessageSlot, Slot, StateWord, TablePlace};
+use super::super::format::{Header, Slot, StateWord, TablePlace};
 use super::*;
 
 /// A spool with something in it that a start must deal with.
@@ -115,16 +115,7 @@ fn superseded() -> Scene {
     let (medium, mut rig) = three();
     // Of message 12 there is a copy.
     let segment = &mut rig.queue.segments[0];
-    let Ok(Slot::Entry(entry)) = segment.slot(4) else { panic!("no entry") };
-    let Ok(Slot::Message(message)) = segment.slot(5) else { panic!("no message slot") };
-    let copies = [
-        Slot::Entry(Entry { copy: 1, ..entry }),
-        Slot::Message(MessageSlot { copy: 1, ..message }),
-    ];
-    for (slot, copy) in (6..).zip(copies) {
-        let octets = copy.encode(segment.place, slot);
-        segment.store_slots(slot, &[octets]);
-    }
+    store_copies(segment, [(4, 6), (5, 7)]);
     segment.store_state(6, StateWord::READY, Mono(0));
     segment.write_words();
     scene(medium, 3, (0, 0))
@@ -138,15 +129,7 @@ fn a_copy_that_does_not_count_misses_no_extents() {
     rig.append(13, &["b@two.example"], &body(300_000));
     assert!(rig.run());
     let segment = &mut rig.queue.segments[0];
-    for (from, to) in [(6, 9), (7, 10), (8, 11)] {
-        let octets = match segment.slot(from).unwrap() {
-            Slot::Entry(entry) => Slot::Entry(Entry { copy: 1, ..entry }),
-            Slot::Extents(part) => Slot::Extents(format::ExtentSlot { copy: 1, ..part }),
-            Slot::Message(message) => Slot::Message(MessageSlot { copy: 1, ..message }),
-        }
-        .encode(segment.place, to);
-        segment.store_slots(to, &[octets]);
-    }
+    store_copies(segment, [(6, 9), (7, 10), (8, 11)]);
     let delivered = StateWord { state: format::State::Delivered, ..StateWord::READY };
     segment.store_state(9, delivered, Mono(0));
     segment.next_slot = 12;
