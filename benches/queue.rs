@@ -5,9 +5,10 @@
 //! Never: a target.
 //!
 //! `engine` is [`Queue`] with its files, its effects carried out through the shard's ring as a
-//! shard does it: append, write, slots, one fdatasync, 250, and the recipient settled. While one
-//! batch is synced, the next is written and the one after it comes in, and what was committed is
-//! settled: at the start of each commit as many messages wait as the row says.
+//! shard does it: append, write, slots, one fdatasync, 250, and the recipient settled. While a
+//! batch is synced, the next is written, and synced beside it if it is large enough; meanwhile the
+//! one after it comes in, and what was committed is settled. At the start of each commit as many
+//! messages wait as the row says.
 //! `ring` and `pwrite` write records of 4200 octets one behind the other into one file that was
 //! written full before, and sync it once per batch: through the same ring, and by the two plain
 //! system calls. Their next batch needs no work. `layout` writes by plain system calls what the
@@ -39,10 +40,11 @@ use ringpost::mail::{
 use ringpost::queue::format::{HEADERS_END, SLOT_OCTETS};
 use ringpost::queue::settings::QueueSettings;
 use ringpost::queue::{
-    Chunk, Effect, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan, SegmentId,
-    Spool, Ticket,
+    Chunk, Effect, EffectId, Event, FileMedium, Medium, NewMessage, Opened, Queue, ReadPlan,
+    SegmentId, Spool, Ticket,
 };
 use ringpost::shard::io::{self as ring, Backend, Files, Gather, Piece};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 const USAGE: &str = "cargo bench --bench queue -- [--batch N] [--entries N] [--shards N] \
                      [--segment OCTETS] [--seconds N] [--io ring|epoll] [--spool DIR] [--json] \
@@ -348,6 +350,9 @@ fn by_the_layout(file: &File, batch: usize, extent: Extent) -> Outcome {
     meter.end()
 }
 
+/// A sync that has ended.
+type Ended = (EffectId, io::Result<()>);
+
 /// A queue with its files: what a shard has of them.
 struct Disk {
     queue: Queue,
@@ -365,6 +370,9 @@ struct Disk {
     labels: [Arc<str>; 2],
     /// Of the messages of a batch, in turn.
     bodies: Vec<Arc<Body>>,
+    syncs_under_way: usize,
+    /// What they came to.
+    ended: (UnboundedSender<Ended>, UnboundedReceiver<Ended>),
     /// Holds the lock.
     _spool: Spool,
 }
@@ -411,6 +419,8 @@ impl Disk {
             envelope,
             labels: ["default".into(), "127.0.0.1:2525".into()],
             bodies,
+            syncs_under_way: 0,
+            ended: unbounded_channel(),
             _spool: spool,
         }
     }
@@ -442,39 +452,32 @@ impl Disk {
         self.waiting.push_back((ticket, since));
     }
 
-    /// Carries out one effect; false when there is none. Beside a sync goes what the tasks of a
-    /// shard do meanwhile, in their order.
+    /// Carries out effects up to the next write, and beside it and the syncs what the tasks of a
+    /// shard do meanwhile; or waits for the end of a sync. False when there is nothing to be done.
     async fn step(&mut self, waiting: usize, meter: &mut Meter) -> bool {
-        match self.queue.next_effect() {
-            None => return false,
-            Some(Effect::Write { id, segment, offset, chunks }) => {
-                let write = self.write(segment, offset, chunks);
-                let (written, ()) = tokio::join!(write, async { self.come_in(waiting) });
-                self.queue.handle_done(id, written);
-            }
-            Some(Effect::Sync { id, segment }) => {
-                let file = self.segments[&segment].clone();
-                let (result, ()) = tokio::join!(file.sync_data(), self.go_on(waiting, meter));
-                self.queue.handle_done(id, result);
-            }
-            Some(effect) => self.perform(effect).await,
-        }
-        true
-    }
-
-    /// During a sync: the batch that waits is written, the commit that came to its end before is
-    /// told of, and messages come in until `waiting` of them wait again.
-    async fn go_on(&mut self, waiting: usize, meter: &mut Meter) {
-        self.files.are_under_way().await;
-        let mut write = None;
-        while let Some(effect) = self.queue.next_effect() {
+        let (mut write, mut begins_sync) = (None, false);
+        while write.is_none()
+            && let Some(effect) = self.queue.next_effect()
+        {
             match effect {
                 Effect::Write { id, segment, offset, chunks } => {
-                    assert!(write.is_none(), "what waits is one write");
                     write = Some((id, self.write(segment, offset, chunks)));
+                }
+                Effect::Sync { id, segment } => {
+                    self.begin_sync(id, segment);
+                    begins_sync = true;
+                    self.files.are_under_way().await;
                 }
                 effect => self.perform(effect).await,
             }
+        }
+        if write.is_none() && !begins_sync {
+            if self.syncs_under_way == 0 {
+                return false;
+            }
+            let ended = self.ended.1.recv().await;
+            self.sync_ended(ended.expect("this end is open as long as the other"), meter);
+            return true;
         }
         let meanwhile = async {
             self.files.are_under_way().await;
@@ -488,8 +491,25 @@ impl Disk {
             Some((id, write)) => {
                 let (written, ()) = tokio::join!(write, meanwhile);
                 self.queue.handle_done(id, written);
+                self.hear(meter);
             }
         }
+        while let Ok(ended) = self.ended.1.try_recv() {
+            self.sync_ended(ended, meter);
+        }
+        true
+    }
+
+    fn begin_sync(&mut self, id: EffectId, segment: SegmentId) {
+        self.syncs_under_way += 1;
+        let (file, ended) = (self.segments[&segment].clone(), self.ended.0.clone());
+        ring::spawn(async move { drop(ended.send((id, file.sync_data().await))) });
+    }
+
+    fn sync_ended(&mut self, (id, result): (EffectId, io::Result<()>), meter: &mut Meter) {
+        self.syncs_under_way -= 1;
+        self.queue.handle_done(id, result);
+        self.hear(meter);
     }
 
     fn write(
@@ -504,21 +524,17 @@ impl Disk {
         async move { file.write_at(gather, offset).await }
     }
 
-    /// Carries out an effect other than a write; a sync stands for itself.
+    /// Carries out an effect other than a write or a sync.
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
                 let made = self.make(segment, octets, map_octets, &header);
                 self.queue.handle_made(id, made);
             }
-            Effect::Write { .. } => unreachable!("a write goes beside other work"),
+            Effect::Write { .. } | Effect::Sync { .. } => unreachable!("they go beside other work"),
             Effect::Read { id, plan } => {
                 let result = self.read(&plan).await;
                 self.queue.handle_read(id, result);
-            }
-            Effect::Sync { id, segment } => {
-                let result = self.segments[&segment].sync_data().await;
-                self.queue.handle_done(id, result);
             }
         }
     }

@@ -4,7 +4,8 @@
 //! last), then synced, then [`Safe`]. Never: a retry of a failed write or sync.
 //!
 //! While one commit is synced the next one collects. From [`AHEAD_OCTETS`] on its octets are
-//! written meanwhile, so that a busy disk goes from one sync to the next.
+//! written meanwhile and its sync is begun, so that a busy disk never waits for us. Two syncs run
+//! at most, of one file; commits end in the order in which they were begun.
 //!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
@@ -91,6 +92,13 @@ pub(super) struct Placed {
 impl Commit {
     pub(super) fn messages(&self) -> usize {
         self.messages.len()
+    }
+
+    /// May it be synced beside the commit before it? In the same file alone a sync that has ended
+    /// well says that what was there before it is durable too; and copies take over in an order.
+    fn may_sync_beside(&self, before: &Self) -> bool {
+        let is_plain = |commit: &Self| commit.extents.is_empty() && commit.moves.is_empty();
+        self.segment == before.segment && is_plain(self) && is_plain(before)
     }
 }
 
@@ -209,7 +217,7 @@ impl Queue {
     /// Is something to be written now? Behind a running sync only what is worth it; before one
     /// that only waits for its writes, nothing.
     fn is_write_due(&self) -> bool {
-        if self.syncing.is_some() {
+        if !self.syncing.is_empty() {
             let failed = self.writing.as_ref().is_some_and(|commit| commit.failed);
             return self.pending_octets >= AHEAD_OCTETS && !failed;
         }
@@ -386,9 +394,9 @@ impl Queue {
         self.start_commit_sync();
     }
 
-    /// One sync of a commit has ended.
+    /// One sync of the commit that was begun first has ended.
     pub(super) fn commit_synced(&mut self, ok: bool) {
-        let Some(commit) = &mut self.syncing else {
+        let Some(commit) = self.syncing.front_mut() else {
             unreachable!("a sync has ended that belongs to no commit")
         };
         commit.failed |= !ok;
@@ -399,12 +407,15 @@ impl Queue {
         }
     }
 
-    /// All octets are written: stores the slots and syncs, as soon as no other sync runs.
+    /// All octets are written: stores the slots and syncs, beside the sync of the commit before it
+    /// where that is possible, or as soon as no other sync of its segments runs.
     fn start_commit_sync(&mut self) {
         let Some(commit) = self.writing.as_mut().filter(|commit| commit.left == 0) else { return };
-        if self.syncing.is_some() {
-            return;
-        }
+        let is_beside = match self.syncing.len() {
+            0 => false,
+            1 if self.syncing.iter().all(|before| commit.may_sync_beside(before)) => true,
+            _ => return,
+        };
         let all = || commit.extent_segments.iter().chain([&commit.segment]);
         if all().any(|segment| self.segments[*segment].poisoned) {
             commit.failed = true;
@@ -414,13 +425,13 @@ impl Queue {
             self.withdraw_unstored();
             return;
         }
-        if all().any(|segment| self.segments[*segment].syncing) {
+        if all().any(|segment| self.segments[*segment].syncs.len() > usize::from(is_beside)) {
             return;
         }
         let segments: Vec<usize> = all().copied().collect();
         commit.left = segments.len();
         self.store_slots();
-        self.syncing = self.writing.take();
+        self.syncing.extend(self.writing.take());
         for segment in segments {
             self.start_sync(segment, Purpose::CommitSync(segment));
         }
@@ -467,7 +478,7 @@ impl Queue {
     }
 
     fn finish_commit(&mut self) {
-        let Some(commit) = self.syncing.take() else { return };
+        let Some(commit) = self.syncing.pop_front() else { return };
         self.note_commit(!commit.failed);
         if commit.failed {
             self.withdraw_stored(&commit);

@@ -117,7 +117,7 @@ impl Queue {
         live.header.kind == SegmentKind::Extents
             && live.header.segment.directory() == self.options.shard.0
             && live.geometry.octets >= self.options.segment_octets
-            && !live.syncing
+            && live.syncs.is_empty()
             && !live.poisoned
             && live.dirty_since.is_none()
             && live.geometry.extents() == self.extents_free.of(segment)

@@ -417,7 +417,7 @@ impl Queue {
                 Some((commit.segment, moved.slots[at].1))
             })
         };
-        if let Some((target, copy)) = self.syncing.as_ref().and_then(copy_in) {
+        if let Some((target, copy)) = self.syncing.iter().find_map(copy_in) {
             let outcome = outcome.map(|outcome| self.outcome_for(outcome, segment, target));
             if let Some(outcome) = outcome {
                 self.store_outcome(target, copy, outcome);
@@ -480,7 +480,8 @@ impl Queue {
         for by in (0..self.segments.len()).filter(|by| *by != target) {
             let live = &mut self.segments[by];
             let mut more = 0;
-            for list in [&mut live.releases, &mut live.releases_syncing] {
+            let running = live.syncs.iter_mut().map(|sync| &mut sync.releases);
+            for list in running.chain([&mut live.releases]) {
                 if list.contains(&held) && !list.contains(&target) {
                     list.push(target);
                     more += 1;

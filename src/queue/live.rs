@@ -3,11 +3,13 @@
 //! Owns: its mapping, its header's next copy, its names and hosts, and what is not synced yet.
 //! Never: files.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::EffectId;
 use super::format::{
     self, ExtentPlace, Geometry, Header, NameKind, OutcomeWord, Slot, SlotFault, SlotOctets, State,
     StateWord, TablePlace,
@@ -22,6 +24,25 @@ pub(super) enum Name {
     Domain(u32),
     /// A bounce profile or a listener.
     Label(Arc<str>),
+}
+
+/// A sync under way, and what waits for its good end.
+pub(super) struct RunningSync {
+    pub(super) id: EffectId,
+    /// A commit ends with it.
+    pub(super) is_of_commit: bool,
+    /// It makes a header copy durable.
+    pub(super) has_header: bool,
+    /// As the newest copy says it, which is durable then.
+    pub(super) id_block_max: u64,
+    /// Extents of settled messages: free then.
+    pub(super) extents: Vec<ExtentPlace>,
+    /// Segments that may be used again then.
+    pub(super) releases: Vec<usize>,
+    /// It counts when those that were begun before it have ended too.
+    pub(super) has_ended: bool,
+    /// It or one before it failed.
+    pub(super) failed: bool,
 }
 
 /// See the module.
@@ -45,22 +66,20 @@ pub(super) struct Segment {
     pub(super) live: u32,
     /// Since when stored words are not synced.
     pub(super) dirty_since: Option<Mono>,
-    pub(super) syncing: bool,
+    /// Its syncs under way, in the order in which they were begun.
+    pub(super) syncs: VecDeque<RunningSync>,
     /// A write or a sync of it failed: what it holds since is not believed.
     pub(super) poisoned: bool,
     /// It is being made anew, as another kind: it holds nothing.
     pub(super) is_remade: bool,
     /// Its table is what a running process may append to.
     pub(super) appendable: bool,
-    /// Extents of settled messages whose words are not synced, and those under a running sync.
+    /// Extents of settled messages whose words wait for the next sync.
     pub(super) extents_settled: Vec<ExtentPlace>,
-    pub(super) extents_syncing: Vec<ExtentPlace>,
     /// Some of its slots cannot be read: it is kept as it is.
     pub(super) has_damage: bool,
-    /// Segments that wait for a sync of this one before they may be used again: for the next
-    /// one, and for the one under way.
+    /// Segments that wait for the next sync of this one before they may be used again.
     pub(super) releases: Vec<usize>,
-    pub(super) releases_syncing: Vec<usize>,
     /// Syncs of other segments that this one waits for.
     pub(super) holds: u32,
     /// It is not emptied before.
@@ -86,24 +105,23 @@ impl Segment {
             hosts_by_name: HashMap::new(),
             live: 0,
             dirty_since: None,
-            syncing: false,
+            syncs: VecDeque::new(),
             poisoned: false,
             is_remade: false,
             appendable: false,
             extents_settled: Vec::new(),
-            extents_syncing: Vec::new(),
             has_damage: false,
             releases: Vec::new(),
-            releases_syncing: Vec::new(),
             holds: 0,
             forward_after: Mono(0),
         }
     }
 
-    /// Stores the next header copy. Only right before a sync, and never while one runs: the
-    /// other copy must be durable while this one may tear.
+    /// Stores the next header copy. Only right before a sync, and never while one runs that shall
+    /// make the other copy durable: one of the two must be so while this one may tear.
     pub(super) fn store_header(&mut self, id_block_max: u64, now: Mono) {
-        assert!(!self.syncing && !self.poisoned, "a header copy would be written out of turn");
+        let is_open = self.syncs.iter().any(|sync| sync.has_header);
+        assert!(!is_open && !self.poisoned, "a header copy would be written out of turn");
         self.header.sequence += 1;
         self.header_at = now;
         self.header.id_block_max = id_block_max;

@@ -342,9 +342,9 @@ pub struct Queue {
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
-    /// The commit whose octets are written, and the one before it, which is synced.
+    /// The commit whose octets are written, and those before it, which are synced.
     writing: Option<batch::Commit>,
-    syncing: Option<batch::Commit>,
+    syncing: VecDeque<batch::Commit>,
     /// A commit that is on disk and not told of yet: the next sync goes first.
     untold: Option<batch::Commit>,
     /// What the last commit has written: its buffer is used again.

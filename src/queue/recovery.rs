@@ -164,7 +164,7 @@ impl Queue {
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,
             writing: None,
-            syncing: None,
+            syncing: std::collections::VecDeque::new(),
             untold: None,
             gathered: None,
             slots: Vec::new(),

@@ -326,9 +326,9 @@ impl Queue {
 
     pub(super) fn free_if_empty(&mut self, segment: usize) {
         let live = &self.segments[segment];
-        let idle = !live.appendable && !live.syncing && !live.poisoned && !live.has_damage;
+        let idle = !live.appendable && live.syncs.is_empty() && !live.poisoned && !live.has_damage;
         let empty = live.live == 0 && live.holds == 0 && live.dirty_since.is_none();
-        let settled = live.extents_settled.is_empty() && live.extents_syncing.is_empty();
+        let settled = live.extents_settled.is_empty();
         let messages = live.header.kind == SegmentKind::Messages && !live.is_remade;
         // One of a shard that is gone is not used again: it may be back at the next start.
         let own = live.header.segment.directory() == self.options.shard.0;

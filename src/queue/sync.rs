@@ -7,7 +7,7 @@
 
 use std::io;
 
-use super::live::Segment;
+use super::live::{RunningSync, Segment};
 use super::{Effect, EffectId, Event, Purpose, Queue, STATE_SYNC_MS};
 use crate::mail::Now;
 
@@ -30,20 +30,37 @@ impl Queue {
                 }
                 self.commit_written(ok);
             }
-            Purpose::CommitSync(segment) => {
-                self.synced(segment, ok);
-                self.commit_synced(ok);
-            }
-            Purpose::StateSync(segment) => {
-                self.synced(segment, ok);
+            Purpose::CommitSync(segment) | Purpose::StateSync(segment) => {
+                self.sync_ended(segment, id, ok);
             }
             Purpose::Recycle(segment) => {
                 self.recycling = false;
-                self.synced(segment, ok);
+                self.sync_ended(segment, id, ok);
                 if ok {
                     // First in turn: its dead octets may not have been written back yet.
                     self.spares.push_front(segment);
                 }
+            }
+        }
+    }
+
+    /// Of two syncs of a segment the later one counts when the one before it has ended, and it has
+    /// failed when that one has: the kernel may have told it alone of octets that both wrote.
+    fn sync_ended(&mut self, segment: usize, id: EffectId, ok: bool) {
+        let syncs = &mut self.segments[segment].syncs;
+        let Some(place) = syncs.iter().position(|sync| sync.id == id) else {
+            unreachable!("a sync has ended that was not begun")
+        };
+        syncs[place].has_ended = true;
+        if !ok {
+            syncs.range_mut(place..).for_each(|sync| sync.failed = true);
+        }
+        while self.segments[segment].syncs.front().is_some_and(|sync| sync.has_ended) {
+            let Some(first) = self.segments[segment].syncs.pop_front() else { return };
+            let (is_of_commit, ok) = (first.is_of_commit, !first.failed);
+            self.synced(segment, first);
+            if is_of_commit {
+                self.commit_synced(ok);
             }
         }
     }
@@ -96,58 +113,68 @@ impl Queue {
     /// True when nothing waits for the disk.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || s.syncing);
+        let dirty = |s: &Segment| !s.poisoned && (s.dirty_since.is_some() || !s.syncs.is_empty());
         let commits = self.commits().next().is_some();
         self.pending.is_empty() && !commits && !self.segments.iter().any(dirty)
     }
 
-    /// Starts a sync, with a new header copy where one is needed, unless one runs or the segment
-    /// is poisoned: what is dirty then stays so, and its turn comes with the next tick.
+    /// Starts a sync, with a new header copy where one is needed, unless the segment is poisoned.
+    /// Beside another one only a commit is synced: what is dirty stays so, and its turn comes with
+    /// the next tick.
     pub(super) fn start_sync(&mut self, segment: usize, purpose: Purpose) {
         let (block_max, now) = (self.ids.block_max(), self.now);
+        let is_of_commit = matches!(purpose, Purpose::CommitSync(_));
         let live = &mut self.segments[segment];
         if live.poisoned {
             live.dirty_since = None;
             return;
         }
-        if live.syncing {
+        if !live.syncs.is_empty() && !is_of_commit {
             return;
         }
         // A commit says in its slots how far the one before it came. The header says it too, now
         // and then: if a page of the table is lost to the medium, what it held is missed. The
         // first commit of a use renews the copy that is still of the use before.
-        let is_commit = matches!(purpose, Purpose::CommitSync(_));
         let is_recent = live.header.durable_slots > 0
             && live.header.id_block_max == block_max
             && now.since_ms(live.header_at) < STATE_SYNC_MS;
-        if !is_commit || !is_recent {
+        // While one copy is on its way, the other is all there is.
+        let is_open = live.syncs.iter().any(|sync| sync.has_header);
+        let has_header = !(is_open || is_of_commit && is_recent);
+        if has_header {
             // Slots of a commit that is being written are not stored yet; the durable point is
             // what the syncs before this one covered.
             live.store_header(block_max, now);
         }
-        live.syncing = true;
         live.dirty_since = None;
-        live.extents_syncing.append(&mut live.extents_settled);
-        live.releases_syncing.append(&mut live.releases);
-        let name = live.header.segment;
+        let (extents, releases) =
+            (std::mem::take(&mut live.extents_settled), std::mem::take(&mut live.releases));
+        let (name, id_block_max) = (live.header.segment, live.header.id_block_max);
         let id = self.effect_id(purpose);
+        self.segments[segment].syncs.push_back(RunningSync {
+            id,
+            is_of_commit,
+            has_header,
+            id_block_max,
+            extents,
+            releases,
+            has_ended: false,
+            failed: false,
+        });
         self.effects.push_back(Effect::Sync { id, segment: name });
     }
 
-    pub(super) fn synced(&mut self, segment: usize, ok: bool) {
-        let live = &mut self.segments[segment];
-        live.syncing = false;
-        if !ok {
+    fn synced(&mut self, segment: usize, sync: RunningSync) {
+        if sync.failed {
             self.poison(segment);
             return;
         }
-        self.ids.reserved(live.header.id_block_max);
+        self.ids.reserved(sync.id_block_max);
         self.note_durable_point(segment);
-        let live = &mut self.segments[segment];
-        for extent in std::mem::take(&mut live.extents_syncing) {
+        for extent in sync.extents {
             self.free_extent(extent);
         }
-        for released in std::mem::take(&mut self.segments[segment].releases_syncing) {
+        for released in sync.releases {
             self.segments[released].holds -= 1;
             self.free_if_empty(released);
         }
@@ -157,7 +184,7 @@ impl Queue {
     /// Up to where a segment is synced: not over a commit that has not come to its end, which may
     /// yet fail for its extents.
     pub(super) fn note_durable_point(&mut self, segment: usize) {
-        // The one that is synced stands before the one that is written.
+        // Those that are synced stand before the one that is written.
         let mut open = self.syncing.iter().chain(&self.writing);
         let first = open.find(|commit| commit.segment == segment);
         let live = &mut self.segments[segment];

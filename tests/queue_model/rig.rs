@@ -205,7 +205,12 @@ impl Rig {
         }
         let writing = |rig: &mut Self| rig.current.take().map(|effect| (effect, false));
         let next = if beside || self.current.is_none() {
-            self.beside.pop_front().or_else(|| writing(self))
+            let one = match self.effects % 5 {
+                // Of two syncs the later one may end first.
+                4 if self.tells_late => self.beside.pop_back(),
+                _ => self.beside.pop_front(),
+            };
+            one.or_else(|| writing(self))
         } else {
             writing(self)
         };

@@ -1,4 +1,4 @@
-//! Writing ahead: what waits is written while the commit before it is synced.
+//! Writing ahead: what waits is written, and synced, while the commit before it is synced.
 
 use super::*;
 
@@ -21,6 +21,17 @@ fn next_write(rig: &mut Rig<MemMedium>) -> Effect {
             other => rig.perform(other, false),
         }
     }
+}
+
+/// What there is to do, no sync among it.
+fn all_but_syncs(rig: &mut Rig<MemMedium>) {
+    let mut writes = 0;
+    while let Some(effect) = rig.queue.next_effect() {
+        assert!(!matches!(effect, Effect::Sync { .. }), "a sync beside another");
+        writes += usize::from(matches!(effect, Effect::Write { .. }));
+        rig.perform(effect, false);
+    }
+    assert!(writes > 0, "nothing is written ahead");
 }
 
 /// A queue with a message whose sync runs, and more behind it: `behind` octets each.
@@ -56,31 +67,138 @@ fn give_up_during(rig: &mut Rig<MemMedium>, sync: Effect, mids: std::ops::RangeI
     assert!(rig.run());
 }
 
-#[test]
-fn much_mail_is_written_during_a_sync_and_synced_after_it() {
+/// Two commits whose syncs run: of one message, and of two.
+fn two_syncs() -> (Rig<MemMedium>, [Effect; 2], Vec<Ticket>) {
     let (mut rig, first, tickets) = synced_with_more(&[150_000, 150_000]);
     let write = next_write(&mut rig);
+    rig.perform(write, false);
+    let second = until_sync(&mut rig);
+    (rig, [first, second], tickets)
+}
+
+fn committed(rig: &Rig<MemMedium>) -> Vec<Ticket> {
+    rig.committed.keys().copied().collect()
+}
+
+#[test]
+fn much_mail_is_written_and_synced_during_a_sync() {
+    let (mut rig, first, mut tickets) = synced_with_more(&[150_000, 150_000]);
+    let write = next_write(&mut rig);
     // More comes while that is written: it goes into the same commit.
-    let late = rig.append(4, &["b@two.example"], &body(200_000));
-    let last = rig.append(5, &["b@two.example"], &body(100_000));
+    tickets.push(rig.append(4, &["b@two.example"], &body(200_000)));
+    tickets.push(rig.append(5, &["b@two.example"], &body(100_000)));
     let more = next_write(&mut rig);
     rig.perform(more, false);
     rig.perform(write, false);
-    assert!(rig.queue.next_effect().is_none(), "a second sync beside the first");
+    let second = until_sync(&mut rig);
+    // What comes now is written, and synced when one of the two has ended.
+    tickets.push(rig.append(6, &["b@two.example"], &body(240_000)));
+    tickets.push(rig.append(7, &["b@two.example"], &body(100_000)));
+    let third = next_write(&mut rig);
+    rig.perform(third, false);
+    assert!(rig.queue.next_effect().is_none(), "a third sync beside two");
     assert!(!rig.queue.is_quiet());
     rig.perform(first, false);
+    let third = until_sync(&mut rig);
     rig.poll();
-    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
-    let second = until_sync(&mut rig);
+    assert_eq!(committed(&rig), tickets[..1]);
     rig.perform(second, false);
     rig.poll();
-    for ticket in tickets.iter().chain([&late, &last]) {
-        assert!(rig.committed.contains_key(ticket));
-    }
-    assert_eq!(rig.contents().len(), 5);
+    assert_eq!(committed(&rig), tickets[..5]);
+    rig.perform(third, false);
+    assert!(rig.run());
+    assert_eq!(committed(&rig), tickets);
+    assert_eq!(rig.contents().len(), 7);
     assert!(rig.tick(1_000));
     let medium = rig.medium.after_power_cut(|| false);
     assert_eq!(Rig::open(medium, options(8 * MIB)).contents(), rig.contents());
+}
+
+/// The later of two syncs ends first: nothing is told of before the other has ended.
+#[test]
+fn commits_end_in_the_order_in_which_they_were_begun() {
+    let (mut rig, [first, second], tickets) = two_syncs();
+    rig.perform(second, false);
+    rig.poll();
+    assert!(rig.committed.is_empty());
+    rig.perform(first, false);
+    assert!(rig.run());
+    assert_eq!(committed(&rig), tickets);
+}
+
+/// The kernel may have told of octets of both to the first sync alone, whichever ends first.
+#[test]
+fn a_failed_sync_fails_the_one_beside_it_that_was_begun_later() {
+    for second_ends_first in [false, true] {
+        let (mut rig, [first, second], tickets) = two_syncs();
+        let (one, other) = if second_ends_first {
+            ((second, false), (first, true))
+        } else {
+            ((first, true), (second, false))
+        };
+        rig.perform(one.0, one.1);
+        rig.perform(other.0, other.1);
+        assert!(rig.run());
+        assert_eq!(rig.failed, tickets);
+        assert_eq!((rig.queue.usage().segments_poisoned, rig.queue.counts().pending), (1, 0));
+    }
+}
+
+#[test]
+fn a_failed_sync_leaves_the_one_beside_it_good_that_was_begun_before() {
+    let (mut rig, [first, second], tickets) = two_syncs();
+    rig.perform(second, true);
+    rig.poll();
+    assert_eq!((committed(&rig), rig.failed.len()), (vec![], 0));
+    rig.perform(first, false);
+    assert!(rig.run());
+    assert_eq!(committed(&rig), tickets[..1]);
+    assert_eq!(rig.failed, tickets[1..]);
+    assert_eq!((rig.queue.usage().segments_poisoned, rig.queue.counts().pending), (1, 1));
+}
+
+/// Each sync of a quiet queue would store a header copy: beside one that has, the other copy is
+/// all that a power cut leaves for certain.
+#[test]
+fn one_header_copy_is_durable_while_the_other_is_on_its_way() {
+    let (rig, ..) = two_syncs();
+    let segment = &rig.queue.segments[rig.queue.active.unwrap()];
+    let id = segment.header.segment;
+    let cut = rig.medium.after_power_cut(|| false).file(id).unwrap().durable_words();
+    let live = rig.medium.after_power_cut(|| true).file(id).unwrap().durable_words();
+    let changed = (0..2).filter(|copy| {
+        let words = copy * 512..(copy + 1) * 512;
+        live[words.clone()] != cut[words]
+    });
+    assert_eq!(changed.count(), 1);
+}
+
+/// A body in extents is synced with two files: nothing is synced beside it, nor it beside another.
+#[test]
+fn large_mail_is_synced_alone() {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    let large = body(600_000);
+    rig.append(1, &["a@one.example"], &large);
+    let syncs = [until_sync(&mut rig), until_sync(&mut rig)];
+    for mid in [2, 3] {
+        rig.append(mid, &["b@two.example"], &body(200_000));
+    }
+    all_but_syncs(&mut rig);
+    syncs.into_iter().for_each(|sync| rig.perform(sync, false));
+    assert!(rig.run());
+    // Its extent is free again.
+    let handle = rig.handles()[0];
+    assert!(rig.queue.deleted(handle, Rid(0)).message_gone && rig.tick(1_000));
+    rig.append(4, &["a@one.example"], &body(100));
+    let small = until_sync(&mut rig);
+    rig.append(5, &["a@one.example"], &large);
+    for mid in [6, 7] {
+        rig.append(mid, &["b@two.example"], &body(150_000));
+    }
+    all_but_syncs(&mut rig);
+    rig.perform(small, false);
+    assert!(rig.run());
+    assert_eq!(rig.committed.len(), 7);
 }
 
 #[test]
@@ -110,7 +228,7 @@ fn a_failed_write_leaves_the_sync_before_it_good() {
     rig.perform(write, true);
     rig.perform(first, false);
     assert!(rig.run());
-    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
+    assert_eq!(committed(&rig), tickets[..1]);
     assert_eq!(rig.failed, tickets[1..]);
 }
 
@@ -126,7 +244,7 @@ fn the_next_sync_begins_before_the_last_is_told_of() {
     assert!(rig.committed.is_empty() && !rig.queue.is_quiet());
     rig.perform(second, true);
     rig.poll();
-    assert_eq!(rig.committed.keys().copied().collect::<Vec<_>>(), tickets[..1]);
+    assert_eq!(committed(&rig), tickets[..1]);
     assert_eq!(rig.failed, tickets[1..]);
     assert_eq!((rig.queue.counts().pending, rig.contents().len()), (1, 1));
 }

@@ -4,16 +4,21 @@
 //!
 //! Diagnostics: errors of the kernel come back as `io::Error`.
 
+use std::cell::{Cell, OnceCell};
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::gather::Gather;
 use super::{Backend, epoll, ring};
+
+/// How long a second sync waits for the first where it cannot have a description of its own.
+const SECOND_SYNC_PAUSE: Duration = Duration::from_millis(1);
 
 /// Opens and makes files for one shard.
 #[derive(Clone)]
@@ -49,7 +54,7 @@ impl Files {
     #[must_use]
     pub fn adopt(&self, file: std::fs::File) -> File {
         match &self.0 {
-            None => File(FileKind::Ring(Rc::new(file.into()))),
+            None => File(FileKind::Ring(Rc::new(file.into()), Rc::default())),
             Some(helper) => File(FileKind::Helped(helper.clone(), Arc::new(file))),
         }
     }
@@ -92,8 +97,41 @@ pub struct File(FileKind);
 
 #[derive(Clone)]
 enum FileKind {
-    Ring(ring::SharedFd),
+    Ring(ring::SharedFd, Rc<Syncs>),
     Helped(epoll::Helper, Arc<std::fs::File>),
+}
+
+/// The syncs of a file in a ring.
+#[derive(Default)]
+struct Syncs {
+    /// One runs through the file's own description.
+    one_runs: Cell<bool>,
+    /// Another description of it, from the first sync beside another on; `None`: the system has
+    /// none to give.
+    second: OnceCell<Option<ring::SharedFd>>,
+}
+
+impl Syncs {
+    /// The kernel tells each description of an error once: were there one for two syncs, it
+    /// would be told to the one, and the other would look good.
+    async fn sync_data(&self, fd: &ring::SharedFd) -> io::Result<()> {
+        while self.one_runs.get() {
+            if let Some(second) = self.second.get_or_init(|| opened_again(fd)) {
+                return ring::sync_data(second).await;
+            }
+            super::sleep(SECOND_SYNC_PAUSE).await;
+        }
+        self.one_runs.set(true);
+        let result = ring::sync_data(fd).await;
+        self.one_runs.set(false);
+        result
+    }
+}
+
+/// By its number: the file may have lost its name. Nothing is read from the disk for that.
+fn opened_again(fd: &ring::SharedFd) -> Option<ring::SharedFd> {
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    Some(Rc::new(file.into()))
 }
 
 impl File {
@@ -103,7 +141,7 @@ impl File {
     /// As pwritev(2); a part may be written then.
     pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
         match &self.0 {
-            FileKind::Ring(fd) => ring::write_at(fd, gather, Some(offset)).await,
+            FileKind::Ring(fd, _) => ring::write_at(fd, gather, Some(offset)).await,
             FileKind::Helped(helper, file) => helper.write_at(file, gather, Some(offset)).await,
         }
     }
@@ -114,7 +152,7 @@ impl File {
     /// As writev(2); a part may be written then.
     pub async fn append(&self, gather: Gather) -> io::Result<()> {
         match &self.0 {
-            FileKind::Ring(fd) => ring::write_at(fd, gather, None).await,
+            FileKind::Ring(fd, _) => ring::write_at(fd, gather, None).await,
             FileKind::Helped(helper, file) => helper.write_at(file, gather, None).await,
         }
     }
@@ -128,7 +166,7 @@ impl File {
         while buffer.len() < octets {
             let place = offset + buffer.len() as u64;
             let count = match &self.0 {
-                FileKind::Ring(fd) => {
+                FileKind::Ring(fd, _) => {
                     let (result, given_back) = ring::read_at(fd, buffer, place).await;
                     buffer = given_back;
                     result?
@@ -147,14 +185,48 @@ impl File {
         Ok(buffer)
     }
 
-    /// fdatasync(2). An error is never to be retried: the kernel tells of it once.
+    /// fdatasync(2), also while another one runs. An error is never to be retried: the kernel
+    /// tells of it once.
     ///
     /// # Errors
     /// As fdatasync(2).
     pub async fn sync_data(&self) -> io::Result<()> {
         match &self.0 {
-            FileKind::Ring(fd) => ring::sync_data(fd).await,
+            FileKind::Ring(fd, syncs) => syncs.sync_data(fd).await,
             FileKind::Helped(helper, file) => helper.sync_data(file).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::io;
+
+    /// Two syncs at a time, each with a description of its own, or one after the other.
+    #[test]
+    fn a_file_is_synced_twice_at_a_time() {
+        for backend in [Backend::Ring, Backend::Epoll] {
+            if backend == Backend::Ring && io::probe_ring().is_err() {
+                eprintln!("skipped for the ring: the system refuses it");
+                continue;
+            }
+            for gives_none in [false, true] {
+                let synced = async move {
+                    let file = tempfile::tempfile().unwrap();
+                    let file = Files::start(backend).unwrap().adopt(file);
+                    if gives_none && let FileKind::Ring(_, syncs) = &file.0 {
+                        assert!(syncs.second.set(None).is_ok());
+                    }
+                    let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
+                    first.and(second).unwrap();
+                    let FileKind::Ring(fd, syncs) = &file.0 else { return };
+                    let second = syncs.second.get().unwrap().as_ref();
+                    assert_eq!(second.is_none(), gives_none);
+                    assert!(second.is_none_or(|second| second.as_raw_fd() != fd.as_raw_fd()));
+                };
+                io::run(backend, synced).unwrap();
+            }
         }
     }
 }
