@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::format::{HEADERS_END, Header, SegmentId, SpoolId, VERSION};
+use super::format::{HEADERS_END, Header, SegmentId, SpoolId, VERSION, checksum};
 use super::medium::FileMedium;
 use super::report::Options;
 use super::segment::Medium;
@@ -184,7 +184,7 @@ impl SpoolFile {
         out[32..40].copy_from_slice(&self.segment_octets.to_le_bytes());
         out[40..48].copy_from_slice(&self.inode.to_le_bytes());
         out[48..56].copy_from_slice(&self.first_block.to_le_bytes());
-        let checksum = crc32c::crc32c(&out[..CHECKSUM_OFFSET]);
+        let checksum = checksum(&out[..CHECKSUM_OFFSET]);
         out[CHECKSUM_OFFSET..].copy_from_slice(&checksum.to_le_bytes());
         out
     }
@@ -196,7 +196,7 @@ impl SpoolFile {
             u32::from_le_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
         };
         let eight = |at: usize| u64::from(four(at)) | u64::from(four(at + 4)) << 32;
-        if &octets[..8] != MAGIC || four(CHECKSUM_OFFSET) != crc32c::crc32c(&octets[..60]) {
+        if &octets[..8] != MAGIC || four(CHECKSUM_OFFSET) != checksum(&octets[..60]) {
             return Err(damaged());
         }
         if four(8) > VERSION {

@@ -224,7 +224,7 @@ impl<M: Medium> Rig<M> {
         let mut out = BTreeMap::new();
         for handle in self.handles() {
             let Ok(stored) = self.read(handle) else { continue };
-            let sum = crc32c::crc32c(&stored.octets[stored.body.clone()]);
+            let sum = format::checksum(&stored.octets[stored.body.clone()]);
             for recipient in stored.envelope.recipients {
                 let key = (stored.mid.0, recipient.rid.0);
                 let before = out.insert(key, (recipient.address.to_string(), sum));
@@ -353,7 +353,7 @@ fn files_keep_it_too_and_a_second_process_is_refused() {
     assert_eq!(rig.committed.len(), 2);
     let before = rig.contents();
     assert_eq!(before.len(), 3);
-    assert_eq!(before[&(mid.0, 0)].1, crc32c::crc32c(&large));
+    assert_eq!(before[&(mid.0, 0)].1, format::checksum(&large));
     drop((rig, spool));
 
     // One shard now: it adopts the directory of the one that is gone.
@@ -457,7 +457,7 @@ fn killed_at_every_effect_it_loses_nothing_and_invents_nothing() {
             assert_eq!(rig.recovered.damaged_slots, 0, "no crash looks like damage");
             for mid in &acknowledged {
                 let data = if mid % 10 == 2 { 270_000 } else { 3000 + small(*mid % 10) };
-                let sum = crc32c::crc32c(&body(data));
+                let sum = format::checksum(&body(data));
                 for (rid, to) in [(0, "a@one.example"), (1, "b@two.example")] {
                     assert_eq!(first.get(&(*mid, rid)), Some(&(to.to_owned(), sum)), "kill {kill}");
                 }
@@ -675,7 +675,7 @@ fn foreign_files_are_left_alone_and_named() {
     medium.make(SegmentId(54), MIB, &[0; 512]).unwrap();
     let mut future = format::Header { segment: SegmentId(55), ..header }.encode();
     future[8] = 9;
-    let sum = crc32c::crc32c(&future[..508]);
+    let sum = format::checksum(&future[..508]);
     future[508..].copy_from_slice(&sum.to_le_bytes());
     medium.make(SegmentId(55), MIB, &future).unwrap();
     let mut rig = Rig::open(medium.clone(), options(8 * MIB));

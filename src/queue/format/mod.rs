@@ -118,10 +118,12 @@
 //! | poison, damaged | deleted |
 //! | delivered, bounced, discarded, deleted, moved | absent, when the segment is used again |
 
+mod checksum;
 mod slots;
 mod texts;
 mod words;
 
+pub use checksum::{checksum, checksum_append};
 pub use slots::{
     Entry, ExtentPlace, ExtentSlot, MessageSlot, Slot, SlotFault, SlotOctets, TablePlace, flags,
     set_durable_point,
@@ -323,7 +325,7 @@ impl Header {
         put(&mut out, 60, &self.durable_slots.to_le_bytes());
         put(&mut out, 64, &self.durable_body_end.to_le_bytes());
         put(&mut out, 72, &self.id_block_max.to_le_bytes());
-        let checksum = crc32c::crc32c(&out[..HEADER_CHECKSUM]);
+        let checksum = checksum(&out[..HEADER_CHECKSUM]);
         put(&mut out, HEADER_CHECKSUM, &checksum.to_le_bytes());
         out
     }
@@ -334,7 +336,7 @@ impl Header {
     /// See [`HeaderFault`].
     pub fn decode(octets: &[u8]) -> Result<Self, HeaderFault> {
         let octets = octets.get(..HEADER_OCTETS).ok_or(HeaderFault::Unreadable)?;
-        let checksum = crc32c::crc32c(&octets[..HEADER_CHECKSUM]);
+        let checksum = checksum(&octets[..HEADER_CHECKSUM]);
         if &octets[..8] != MAGIC || u32_at(octets, HEADER_CHECKSUM) != checksum {
             return Err(HeaderFault::Unreadable);
         }
@@ -403,9 +405,9 @@ impl Header {
 /// The checksum that stands for a spool, a segment and a generation.
 #[must_use]
 pub fn seed(spool: SpoolId, segment: SegmentId, generation: u32) -> u32 {
-    let sum = crc32c::crc32c(&spool.0);
-    let sum = crc32c::crc32c_append(sum, &segment.0.to_le_bytes());
-    crc32c::crc32c_append(sum, &generation.to_le_bytes())
+    let sum = checksum(&spool.0);
+    let sum = checksum_append(sum, &segment.0.to_le_bytes());
+    checksum_append(sum, &generation.to_le_bytes())
 }
 
 /// The checksum of octets that stand at `offset` of the segment with this seed.
@@ -422,17 +424,17 @@ fn placed_checksum<const N: usize>(seed: u32, place: [u8; N], octets: &[u8]) -> 
         Some(all) => {
             all[..N].copy_from_slice(&place);
             all[N..].copy_from_slice(octets);
-            crc32c::crc32c_append(seed, all)
+            checksum_append(seed, all)
         }
-        None => crc32c::crc32c_append(crc32c::crc32c_append(seed, &place), octets),
+        None => checksum_append(checksum_append(seed, &place), octets),
     }
 }
 
 /// The hash of an address that entries carry: finds candidates without reading envelopes.
 #[must_use]
 pub fn address_hash(address: &[u8]) -> u64 {
-    let low = crc32c::crc32c(address);
-    u64::from(crc32c::crc32c_append(low ^ 0x5bd1_e995, address)) << 32 | u64::from(low)
+    let low = checksum(address);
+    u64::from(checksum_append(low ^ 0x5bd1_e995, address)) << 32 | u64::from(low)
 }
 
 pub(super) fn put(out: &mut [u8], at: usize, octets: &[u8]) {

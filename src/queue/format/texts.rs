@@ -2,7 +2,7 @@
 //!
 //! Owns: their encoding; the layout is drawn in the parent's table. Never: their meaning.
 
-use super::{ABSENT, checksum_at, u16_at, u32_at};
+use super::{ABSENT, checksum_append, checksum_at, u16_at, u32_at};
 
 const HEAD_FIXED_OCTETS: usize = 8;
 const RECIPIENT_FIXED_OCTETS: usize = 4;
@@ -118,7 +118,7 @@ pub fn encode_name(seed: u32, offset: u64, kind: NameKind, text: &[u8]) -> Vec<u
     let mut out = Vec::with_capacity(NAME_FIXED_OCTETS + text.len() + 8);
     put_length(&mut out, Some(text));
     out.extend_from_slice(&[kind.code(), 0]);
-    let sum = crc32c::crc32c_append(checksum_at(seed, offset, text), &out);
+    let sum = checksum_append(checksum_at(seed, offset, text), &out);
     out.extend_from_slice(&sum.to_le_bytes());
     out.extend_from_slice(text);
     out.resize(out.len().next_multiple_of(8), 0);
@@ -130,7 +130,7 @@ pub fn encode_name(seed: u32, offset: u64, kind: NameKind, text: &[u8]) -> Vec<u
 pub fn decode_name(seed: u32, offset: u64, octets: &[u8]) -> Option<(NameKind, &[u8])> {
     let fixed = octets.get(..NAME_FIXED_OCTETS)?;
     let text = octets.get(NAME_FIXED_OCTETS..NAME_FIXED_OCTETS + usize::from(u16_at(fixed, 0)))?;
-    let sum = crc32c::crc32c_append(checksum_at(seed, offset, text), &fixed[..4]);
+    let sum = checksum_append(checksum_at(seed, offset, text), &fixed[..4]);
     if sum != u32_at(fixed, 4) {
         return None;
     }

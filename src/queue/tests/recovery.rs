@@ -65,7 +65,7 @@ fn with_slot(index: u32, at: u64) -> Scene {
 fn future(header: Header) -> Vec<u8> {
     let mut octets = Header { segment: SegmentId(2), ..header }.encode().to_vec();
     octets[8] = 9;
-    let sum = crc32c::crc32c(&octets[..508]);
+    let sum = format::checksum(&octets[..508]);
     octets[508..].copy_from_slice(&sum.to_le_bytes());
     octets
 }
@@ -439,7 +439,7 @@ fn shards_that_go_and_come_leave_no_message_without_its_extents() {
     }
     assert_eq!(found.len(), small(last));
     for ((mid, _), (_, sum)) in found {
-        assert_eq!(sum, crc32c::crc32c(&large(mid)), "message {mid}");
+        assert_eq!(sum, format::checksum(&large(mid)), "message {mid}");
     }
 }
 
@@ -468,7 +468,7 @@ fn extents_of_a_table_that_could_not_be_read_are_kept() {
         }
         drop(rig);
         let found = Rig::open(medium.clone(), options(64 * MIB)).contents();
-        let sum = crc32c::crc32c(&body(300_000));
+        let sum = format::checksum(&body(300_000));
         assert_eq!(found.get(&(1, 0)), Some(&("a@one.example".to_owned(), sum)), "call {calls}");
     }
     assert!(calls > 8, "only {calls} calls");
