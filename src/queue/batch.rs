@@ -4,7 +4,7 @@
 //! last), then synced, then [`Safe`]. Never: a retry of a failed write or sync.
 //!
 //! While one commit is synced the next one collects. From [`AHEAD_OCTETS`] on its octets are
-//! written meanwhile and its sync is begun, so that a busy disk never waits for us. Two syncs run
+//! written meanwhile, and it is synced beside the other when it is as large. Two syncs run
 //! at most, of one file; commits end in the order in which they were begun.
 //!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
@@ -73,6 +73,7 @@ pub(super) struct Commit {
     /// The receiving domain of each entry, by its place among the names.
     pub(super) domains: Vec<u16>,
     pub(super) body_start: u64,
+    pub(super) body_end: u64,
     pub(super) extent_segments: Vec<usize>,
     pub(super) extents: Vec<(usize, u32)>,
     pub(super) moves: Vec<Moved>,
@@ -96,9 +97,15 @@ impl Commit {
 
     /// May it be synced beside the commit before it? In the same file alone a sync that has ended
     /// well says that what was there before it is durable too; and copies take over in an order.
+    /// A smaller one than that waits for more: two small syncs take more CPU than a large one, and
+    /// where clients wait for the disk they would share what one brings.
     fn may_sync_beside(&self, before: &Self) -> bool {
         let is_plain = |commit: &Self| commit.extents.is_empty() && commit.moves.is_empty();
-        self.segment == before.segment && is_plain(self) && is_plain(before)
+        let octets = |commit: &Self| commit.body_end - commit.body_start;
+        self.segment == before.segment
+            && octets(self) >= octets(before)
+            && is_plain(self)
+            && is_plain(before)
     }
 }
 
@@ -372,6 +379,7 @@ impl Queue {
         let segment = &mut self.segments[commit.segment];
         segment.next_slot += slots;
         segment.next_body = at;
+        commit.body_end = at;
         let (name, segment) = (segment.header.segment, commit.segment);
         self.writing = Some(commit);
         let id = self.effect_id(Purpose::CommitWrite(segment));

@@ -38,6 +38,7 @@ impl Queue {
             slots: std::mem::take(&mut self.slots),
             domains: Vec::with_capacity(self.pending.len()),
             body_start: segment.next_body,
+            body_end: segment.next_body,
             extent_segments: Vec::new(),
             extents: Vec::new(),
             moves: Vec::new(),
