@@ -18,7 +18,8 @@
 
 use std::io;
 
-use super::batch::{Commit, Gather, count};
+use super::batch::{Gather, count};
+use super::commit::Commit;
 use super::format::{
     self, Entry, ExtentPlace, MessageSlot, OutcomeWord, SegmentKind, Slot, State, StateWord,
 };

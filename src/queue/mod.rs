@@ -15,7 +15,8 @@
 //! | [`mod@format`] | every byte on disk, the assumptions about the medium, states and moves |
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
 //! | `live` | one segment in use: header, names, what is dirty |
-//! | `batch`, `place` | append and commit |
+//! | `batch`, `place` | append: what goes into the next commit, and where |
+//! | `commit` | its slots and syncs, and their end |
 //! | `early` | messages before their commit: held back, answered by full acceptance |
 //! | `room`, `extents` | making, recycling and remaking of segments |
 //! | `forward` | nearly empty segments emptied: copies, and the switch to them |
@@ -42,6 +43,7 @@ use hashbrown::HashMap;
 use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSafety, Rid, Wall};
 
 mod batch;
+mod commit;
 mod early;
 mod extents;
 pub mod format;
@@ -209,7 +211,8 @@ pub enum Effect {
         /// What to read.
         plan: ReadPlan,
     },
-    /// fdatasync the segment's file, while other effects go on; then [`Queue::handle_done`].
+    /// fdatasync the segment's file, while other effects go on; then [`Queue::handle_done`]. Two
+    /// of a segment may be under way: each must hear of errors by itself.
     Sync {
         /// Names the effect.
         id: EffectId,
@@ -343,10 +346,10 @@ pub struct Queue {
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
     /// The commit whose octets are written, and those before it, which are synced.
-    writing: Option<batch::Commit>,
-    syncing: VecDeque<batch::Commit>,
+    writing: Option<commit::Commit>,
+    syncing: VecDeque<commit::Commit>,
     /// A commit that is on disk and not told of yet: the next sync goes first.
-    untold: Option<batch::Commit>,
+    untold: Option<commit::Commit>,
     /// What the last commit has written: its buffer is used again.
     gathered: Option<Arc<Body>>,
     /// No slots: where those of the next commit are put together.
@@ -418,7 +421,7 @@ impl Queue {
     /// What the queue takes.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let under_way = self.commits().map(batch::Commit::messages).sum::<usize>();
+        let under_way = self.commits().map(commit::Commit::messages).sum::<usize>();
         Usage {
             octets: self.octets(),
             octets_max: self.options.octets_max,
@@ -493,7 +496,7 @@ impl Queue {
     }
 
     /// The commits under way, and the one that is not told of yet.
-    fn commits(&self) -> impl Iterator<Item = &batch::Commit> {
+    fn commits(&self) -> impl Iterator<Item = &commit::Commit> {
         self.writing.iter().chain(&self.syncing).chain(&self.untold)
     }
 

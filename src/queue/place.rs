@@ -5,7 +5,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::batch::{COMMIT_OCTETS_MAX, Commit, Gather, Pending, Placed, count};
+use super::batch::{COMMIT_OCTETS_MAX, Gather, Pending, count};
+use super::commit::{Commit, Placed};
 use super::format::{
     self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, OutcomeWord, RecipientTexts,
     Slot, StateWord, TablePlace, flags,
