@@ -163,7 +163,7 @@ fn main() {
     let known = ["batch", "entries", "shards", "segment", "seconds", "io", "spool", "recover"];
     let arguments = Arguments::read(USAGE, &known);
     if let Some(spool) = arguments.text("recover") {
-        return recover(Path::new(spool));
+        return recover(Path::new(spool), arguments.number("entries").unwrap());
     }
     let smoke = arguments.smoke;
     let seconds = arguments.number("seconds").map(Duration::from_secs);
@@ -198,7 +198,8 @@ fn main() {
     }
     // In a process of its own: memory that this one has freed would hide what is used.
     let mut reader = Command::new(std::env::current_exe().unwrap());
-    reader.arg("--recover").arg(&spool).args(arguments.json.then_some("--json"));
+    reader.arg("--recover").arg(&spool).args(["--entries", &entries.to_string()]);
+    reader.args(arguments.json.then_some("--json"));
     assert!(reader.status().unwrap().success(), "the recovery failed");
     start::row(folder.path(), "recovery", entries, shards, arguments.json);
 }
@@ -365,6 +366,8 @@ struct Disk {
     come: usize,
     /// Committed and not settled.
     unsettled: Vec<Handle>,
+    /// It stays in the queue.
+    keeps: bool,
     envelope: Envelope,
     /// Bounce profile and listener.
     labels: [Arc<str>; 2],
@@ -416,6 +419,7 @@ impl Disk {
             waiting,
             come: 0,
             unsettled,
+            keeps: false,
             envelope,
             labels: ["default".into(), "127.0.0.1:2525".into()],
             bodies,
@@ -605,8 +609,11 @@ impl Disk {
         outcome
     }
 
-    /// Settles what was committed.
+    /// Settles what was committed, unless it is to stay.
     fn settle(&mut self) {
+        if self.keeps {
+            return self.unsettled.clear();
+        }
         for handle in self.unsettled.drain(..) {
             let change = self.queue.deleted(handle, Rid(0));
             assert!(change.applied, "a recipient was settled twice");
@@ -657,6 +664,7 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
     let spool = open_spool(spool, (entries * ENTRY_OCTETS).max(1 << 30), shards);
     let mut disk = Disk::open(backend, spool, shard).await;
     disk.bodies = vec![body_of(SMALL_OCTETS)];
+    disk.keeps = true;
     let (mut meter, mut appended) = (Meter::start(), 0);
     let entries =
         entries / u64::from(shards) + u64::from(shard == 0) * (entries % u64::from(shards));
@@ -670,16 +678,15 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
         appended += batch;
         while !disk.waiting.is_empty() {
             disk.step_and_hear(0, &mut meter).await;
-            // They stay in the queue.
-            disk.unsettled.clear();
         }
+        disk.settle();
         disk.queue.tick(ring::now());
     }
     disk.end().await;
 }
 
 /// The row `recovery`, in the process that [`main`] starts for it: one shard reads all.
-fn recover(path: &Path) {
+fn recover(path: &Path, filled_in: u64) {
     let spool = open_spool(path, u64::MAX, 1);
     let medium = spool.medium();
     let options = spool.options(ShardId(0), 0);
@@ -690,7 +697,7 @@ fn recover(path: &Path) {
     let anonymous = common::anonymous_octets().saturating_sub(anonymous);
     let faults = common::major_faults() - faults;
     let entries = opened.recovered.found_recipients;
-    assert!(entries > 0, "nothing was found of what was filled in");
+    assert_eq!(entries, filled_in, "not all was found that was filled in");
     let index = opened.queue.usage().index_octets;
     let each = |octets: f64| octets / entries as f64;
     if std::env::args().any(|word| word == "--json") {
