@@ -100,7 +100,8 @@ impl Queue {
             commit.failed = true;
         }
         if commit.failed {
-            self.note_commit(false);
+            let segment = commit.segment;
+            self.note_commit(false, segment);
             self.withdraw_unstored();
             return;
         }
@@ -158,7 +159,7 @@ impl Queue {
 
     fn finish_commit(&mut self) {
         let Some(commit) = self.syncing.pop_front() else { return };
-        self.note_commit(!commit.failed);
+        self.note_commit(!commit.failed, commit.segment);
         if commit.failed {
             self.withdraw_stored(&commit);
             return;

@@ -89,8 +89,7 @@ pub const STATE_SYNC_MS: u64 = 800;
 /// How long no new segment is tried after making one failed.
 const MAKE_PAUSE_MS: u64 = 1_000;
 
-/// Commits in a row that may fail before no mail is taken for [`TROUBLE_PAUSE_MS`]: each has
-/// poisoned a segment.
+/// Segments in a row in which commits may fail before no mail is taken for [`TROUBLE_PAUSE_MS`].
 const COMMITS_FAILED_MAX: u32 = 3;
 
 /// How long no mail is taken from a disk that fails.
@@ -370,8 +369,10 @@ pub struct Queue {
     busy: bool,
     /// Why new mail is not taken.
     closed: Option<Closed>,
-    /// Commits that failed since the last good one; from some on, none is tried until then.
+    /// Segments in which commits failed since the last good one, the last of them; from some on,
+    /// none is tried until then.
     commits_failed: u32,
+    failed_last: Option<usize>,
     trouble_until: Mono,
     now: Mono,
     last_id: u64,

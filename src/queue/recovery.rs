@@ -180,6 +180,7 @@ impl Queue {
             busy: false,
             closed: None,
             commits_failed: 0,
+            failed_last: None,
             trouble_until: Mono(0),
             now,
             last_id: 0,

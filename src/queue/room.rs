@@ -176,10 +176,18 @@ impl Queue {
         self.closed = closed;
     }
 
-    /// Counts commits that failed in a row: a disk that takes nothing must not be given one
-    /// segment after the other.
-    pub(super) fn note_commit(&mut self, good: bool) {
-        self.commits_failed = if good { 0 } else { self.commits_failed + 1 };
+    /// Counts segments in which commits failed in a row: a disk that takes nothing must not be
+    /// given one after the other.
+    pub(super) fn note_commit(&mut self, good: bool, segment: usize) {
+        if good {
+            self.commits_failed = 0;
+            return;
+        }
+        // What stands behind a commit that poisoned its segment fails with it.
+        let is_known = self.failed_last.replace(segment) == Some(segment);
+        if !(is_known && self.segments[segment].poisoned) {
+            self.commits_failed += 1;
+        }
         if self.commits_failed >= COMMITS_FAILED_MAX {
             self.trouble_until = Mono(self.now.0 + TROUBLE_PAUSE_MS);
         }

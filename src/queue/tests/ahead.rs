@@ -169,6 +169,23 @@ fn a_failed_sync_leaves_the_one_beside_it_good_that_was_begun_before() {
     assert_eq!((rig.queue.usage().segments_poisoned, rig.queue.counts().pending), (1, 1));
 }
 
+/// Mail is refused for a while when commits fail in one segment after the other.
+#[test]
+fn a_failed_sync_counts_once_whatever_stood_behind_it() {
+    let (mut rig, [first, second], mut tickets) = two_syncs();
+    for mid in [4, 5] {
+        tickets.push(rig.append(mid, &["a@one.example"], &body(150_000)));
+    }
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    rig.perform(first, true);
+    rig.perform(second, true);
+    assert!(rig.run());
+    rig.failed.sort_unstable();
+    assert_eq!(rig.failed, tickets);
+    assert_eq!(rig.intake, []);
+}
+
 /// Each sync of a quiet queue would store a header copy: beside one that has, the other copy is
 /// all that a power cut leaves for certain.
 #[test]
