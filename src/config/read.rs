@@ -6,12 +6,12 @@
 //! A value whose part does not exist yet is refused here with "not supported yet", so that
 //! nobody believes a setting is in force that is not.
 
-use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use toml::de::DeValue;
 
 use super::net::IpNet;

@@ -3,7 +3,6 @@
 //! Owns: [`Snapshot`] and its parts that belong to no other folder, and the [`Store`] that hands
 //! the snapshot in force to every thread. Never: files, checks (a snapshot that exists is valid).
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -12,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
+use hashbrown::HashMap;
 
 use super::net::IpNet;
 use super::tuning::Tuning;

@@ -18,8 +18,9 @@
 //! mistakes and panic; poking a forgotten destination is harmless.
 
 use std::collections::VecDeque;
-use std::collections::hash_map::{Entry, HashMap};
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use crate::mail::{Domain, Handle, Mono};
 
@@ -99,16 +100,14 @@ impl Destinations {
     /// The destination of a domain; a new one gets its gate from `gate`. It lasts until it has
     /// no mail any more: give it some.
     pub fn enter(&mut self, domain: &Domain, gate: impl FnOnce() -> Arc<Gate>) -> DestinationId {
-        let slot = match self.by_domain.entry(domain.clone()) {
-            Entry::Occupied(known) => return DestinationId(*known.get()),
-            Entry::Vacant(new) => {
-                let slot = self.free.pop().unwrap_or_else(|| {
-                    self.slots.push(None);
-                    u32::try_from(self.slots.len() - 1).expect("fewer destinations than handles")
-                });
-                *new.insert(slot)
-            }
-        };
+        if let Some(known) = self.find(domain) {
+            return known;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("fewer destinations than handles")
+        });
+        self.by_domain.insert(domain.clone(), slot);
         self.slots[slot as usize] = Some(Destination {
             domain: domain.clone(),
             gate: gate(),
