@@ -222,9 +222,12 @@ impl Connection {
         &self.bell
     }
 
-    /// Shuts the socket down and waits until the operations in flight have come back.
+    /// Closes the socket; if operations are in flight, shuts it down before and waits until they
+    /// have come back.
     pub async fn close(mut self) {
-        self.socket.shutdown();
+        if self.write.is_some() || self.read.is_some() {
+            self.socket.shutdown();
+        }
         if let Some(write) = self.write.take() {
             drop(write.await);
         }
