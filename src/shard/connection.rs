@@ -20,16 +20,16 @@ use super::io::{Gather, Recv, Send, Socket};
 use crate::mail::Mono;
 
 /// Room of the receive buffer, in octets.
-pub const RECEIVE_OCTETS: usize = 16 * 1024;
+pub(super) const RECEIVE_OCTETS: usize = 16 * 1024;
 
 /// Room of it while a peer sends trains of messages, or large ones: each read costs a wake-up of
 /// this task and a write of replies, whatever it brings.
-pub const RECEIVE_OCTETS_MAX: usize = 64 * 1024;
+pub(super) const RECEIVE_OCTETS_MAX: usize = 64 * 1024;
 
 /// Wakes the task of one connection: rung by the shard when there is work for it, and by the
 /// shard's sweep when its deadline has passed.
 #[derive(Default)]
-pub struct Bell {
+pub(super) struct Bell {
     rung: Cell<bool>,
     expired: Cell<bool>,
     deadline: Cell<Option<Mono>>,
@@ -38,19 +38,19 @@ pub struct Bell {
 
 impl Bell {
     /// Something other than the socket wants the task's attention.
-    pub fn ring(&self) {
+    pub(super) fn ring(&self) {
         self.rung.set(true);
         self.wake();
     }
 
     /// Sets the time at which [`Happened::Deadline`] comes; `None`: never.
-    pub fn set_deadline(&self, deadline: Option<Mono>) {
+    pub(super) fn set_deadline(&self, deadline: Option<Mono>) {
         self.deadline.set(deadline);
         self.expired.set(false);
     }
 
     /// Called by the shard's sweep.
-    pub fn sweep(&self, now: Mono) {
+    pub(super) fn sweep(&self, now: Mono) {
         if self.deadline.get().is_some_and(|deadline| deadline <= now) {
             self.deadline.set(None);
             self.expired.set(true);
@@ -60,7 +60,7 @@ impl Bell {
 
     /// Waits until the bell rings or the deadline passes, beside `future`; for the time before a
     /// connection stands.
-    pub async fn beside<F: Future>(&self, future: F) -> Beside<F::Output> {
+    pub(super) async fn beside<F: Future>(&self, future: F) -> Beside<F::Output> {
         let mut future = std::pin::pin!(future);
         poll_fn(|cx| {
             if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -75,12 +75,12 @@ impl Bell {
     }
 
     /// Waits until the bell rings.
-    pub async fn rung(&self) {
+    pub(super) async fn rung(&self) {
         poll_fn(|cx| self.poll(cx).map(drop)).await;
     }
 
     /// Waits until the bell rings, `duration` at most.
-    pub async fn rung_within(&self, duration: Duration) {
+    pub(super) async fn rung_within(&self, duration: Duration) {
         match self.beside(super::io::sleep(duration)).await {
             Beside::Done(()) | Beside::Deadline | Beside::Rung => {}
         }
@@ -115,7 +115,7 @@ impl Bell {
 }
 
 /// What [`Bell::beside`] saw first.
-pub enum Beside<T> {
+pub(super) enum Beside<T> {
     /// The future is done.
     Done(T),
     /// The deadline passed.
@@ -126,7 +126,7 @@ pub enum Beside<T> {
 
 /// What happened on a connection.
 #[derive(Debug)]
-pub enum Happened {
+pub(super) enum Happened {
     /// Octets came in (read them with [`Connection::received`]); `Ok(0)`: the peer ended its
     /// direction.
     Received(io::Result<usize>),
@@ -139,7 +139,7 @@ pub enum Happened {
 }
 
 /// A connection with its read posted.
-pub struct Connection {
+pub(super) struct Connection {
     socket: Socket,
     bell: Rc<Bell>,
     read: Option<Recv>,
@@ -153,26 +153,26 @@ pub struct Connection {
 impl Connection {
     /// Takes over a socket and posts its first read.
     #[must_use]
-    pub fn new(socket: Socket, bell: Rc<Bell>) -> Self {
+    pub(super) fn new(socket: Socket, bell: Rc<Bell>) -> Self {
         let read = Some(socket.recv(Vec::with_capacity(RECEIVE_OCTETS), false));
         let received = Vec::new();
         Self { socket, bell, read, write: None, received, more: false, ended: false }
     }
 
     /// Waits for the next thing to happen.
-    pub async fn next(&mut self) -> Happened {
+    pub(super) async fn next(&mut self) -> Happened {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// What the last [`Happened::Received`] brought. The read is posted again by
     /// [`Connection::done_with`].
     #[must_use]
-    pub fn received(&self) -> &[u8] {
+    pub(super) fn received(&self) -> &[u8] {
         &self.received
     }
 
     /// Forgets the first `count` octets received and posts the next read behind what is left.
-    pub fn done_with(&mut self, count: usize) {
+    pub(super) fn done_with(&mut self, count: usize) {
         if self.ended || self.read.is_some() {
             return;
         }
@@ -192,7 +192,7 @@ impl Connection {
 
     /// Forgets the first `count` octets received and keeps the rest without reading on: the
     /// dialogue is not ready for more.
-    pub fn keep(&mut self, count: usize) {
+    pub(super) fn keep(&mut self, count: usize) {
         if self.read.is_none() {
             self.received.drain(..count);
         }
@@ -200,31 +200,31 @@ impl Connection {
 
     /// True when no write is under way.
     #[must_use]
-    pub fn can_send(&self) -> bool {
+    pub(super) fn can_send(&self) -> bool {
         self.write.is_none()
     }
 
     /// Starts a write; [`Happened::Sent`] tells of its end. One at a time.
-    pub fn send(&mut self, gather: Gather) {
+    pub(super) fn send(&mut self, gather: Gather) {
         assert!(self.write.is_none(), "two writes at once would interleave");
         self.write = Some(self.socket.send(gather));
     }
 
     /// The socket, for its addresses and to shut it down.
     #[must_use]
-    pub fn socket(&self) -> &Socket {
+    pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }
 
     /// The bell.
     #[must_use]
-    pub fn bell(&self) -> &Rc<Bell> {
+    pub(super) fn bell(&self) -> &Rc<Bell> {
         &self.bell
     }
 
     /// Closes the socket; if operations are in flight, shuts it down before and waits until they
     /// have come back.
-    pub async fn close(mut self) {
+    pub(super) async fn close(mut self) {
         if self.write.is_some() || self.read.is_some() {
             self.socket.shutdown();
         }

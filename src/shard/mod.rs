@@ -37,7 +37,7 @@
 mod balance;
 mod bounce;
 mod commit;
-pub mod connection;
+mod connection;
 mod delivery;
 mod destination;
 mod early;
