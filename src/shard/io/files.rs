@@ -4,7 +4,7 @@
 //!
 //! Diagnostics: errors of the kernel come back as `io::Error`.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -12,13 +12,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+
+use tokio::sync::Mutex;
 
 use super::gather::Gather;
 use super::{Backend, epoll, ring};
-
-/// How long a second sync waits for the first where it cannot have a description of its own.
-const SECOND_SYNC_PAUSE: Duration = Duration::from_millis(1);
 
 /// Opens and makes files for one shard.
 #[derive(Clone)]
@@ -104,8 +102,8 @@ enum FileKind {
 /// The syncs of a file in a ring.
 #[derive(Default)]
 struct Syncs {
-    /// One runs through the file's own description.
-    one_runs: Cell<bool>,
+    /// Held while one runs through the file's own description; those that wait get it in turn.
+    one: Mutex<()>,
     /// Another description of it, from the first sync beside another on; `None`: the system has
     /// none to give.
     second: OnceCell<Option<ring::SharedFd>>,
@@ -113,17 +111,18 @@ struct Syncs {
 
 impl Syncs {
     /// The kernel tells each description of an error once: were there one for two syncs, it
-    /// would be told to the one, and the other would look good.
+    /// would be told to the one, and the other would look good. Where the system has no second
+    /// one to give they go in their order, so that it is the first which hears of it.
     async fn sync_data(&self, fd: &ring::SharedFd) -> io::Result<()> {
-        while self.one_runs.get() {
-            if let Some(second) = self.second.get_or_init(|| opened_again(fd)) {
-                return ring::sync_data(second).await;
-            }
-            super::sleep(SECOND_SYNC_PAUSE).await;
-        }
-        self.one_runs.set(true);
+        let one = match self.one.try_lock() {
+            Ok(one) => one,
+            Err(_) => match self.second.get_or_init(|| opened_again(fd)) {
+                Some(second) => return ring::sync_data(second).await,
+                None => self.one.lock().await,
+            },
+        };
         let result = ring::sync_data(fd).await;
-        self.one_runs.set(false);
+        drop(one);
         result
     }
 }
@@ -200,32 +199,58 @@ impl File {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
     use crate::shard::io;
 
-    /// Two syncs at a time, each with a description of its own, or one after the other.
+    /// Two syncs at a time, each with a description of its own.
     #[test]
     fn a_file_is_synced_twice_at_a_time() {
-        for backend in [Backend::Ring, Backend::Epoll] {
-            if backend == Backend::Ring && io::probe_ring().is_err() {
-                eprintln!("skipped for the ring: the system refuses it");
-                continue;
-            }
-            for gives_none in [false, true] {
-                let synced = async move {
-                    let file = tempfile::tempfile().unwrap();
-                    let file = Files::start(backend).unwrap().adopt(file);
-                    if gives_none && let FileKind::Ring(_, syncs) = &file.0 {
-                        assert!(syncs.second.set(None).is_ok());
-                    }
-                    let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
-                    first.and(second).unwrap();
-                    let FileKind::Ring(fd, syncs) = &file.0 else { return };
-                    let second = syncs.second.get().unwrap().as_ref();
-                    assert_eq!(second.is_none(), gives_none);
-                    assert!(second.is_none_or(|second| second.as_raw_fd() != fd.as_raw_fd()));
+        for backend in backends() {
+            let synced = async move {
+                let file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
+                let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
+                first.and(second).unwrap();
+                let FileKind::Ring(fd, syncs) = &file.0 else { return };
+                let second = syncs.second.get().unwrap().as_ref().unwrap();
+                assert_ne!(second.as_raw_fd(), fd.as_raw_fd());
+            };
+            io::run(backend, synced).unwrap();
+        }
+    }
+
+    /// Without a second description one waits for the other, and none overtakes it.
+    #[test]
+    fn syncs_of_one_description_go_in_their_order() {
+        for backend in backends() {
+            let synced = async move {
+                let file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
+                if let FileKind::Ring(_, syncs) = &file.0 {
+                    assert!(syncs.second.set(None).is_ok());
+                }
+                let ended = RefCell::new(Vec::new());
+                let sync = async |name| {
+                    file.sync_data().await.unwrap();
+                    ended.borrow_mut().push(name);
                 };
-                io::run(backend, synced).unwrap();
+                let one_after_the_other = async {
+                    sync("first").await;
+                    sync("third").await;
+                };
+                tokio::join!(biased; one_after_the_other, sync("second"));
+                assert_eq!(*ended.borrow(), ["first", "second", "third"]);
+            };
+            io::run(backend, synced).unwrap();
+        }
+    }
+
+    fn backends() -> Vec<Backend> {
+        match io::probe_ring() {
+            Ok(()) => vec![Backend::Ring, Backend::Epoll],
+            Err(why) => {
+                eprintln!("skipped on io_uring: {why}");
+                vec![Backend::Epoll]
             }
         }
     }
