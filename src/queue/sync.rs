@@ -77,6 +77,8 @@ impl Queue {
         if !live.poisoned {
             let (segment, error) = (live.header.segment, error.to_string());
             self.events.push_back(Event::Unstorable { segment, error });
+            // Now: another sync of it may end before this one counts.
+            self.poison(synced);
         }
         false
     }
@@ -146,7 +148,9 @@ impl Queue {
             // what the syncs before this one covered.
             live.store_header(block_max, now);
         }
-        live.dirty_since = None;
+        // New blocks of ids are in no copy yet: the next sync stores one.
+        let lacks_blocks = live.header.id_block_max != block_max;
+        live.dirty_since = lacks_blocks.then(|| live.dirty_since.unwrap_or(now));
         let (extents, releases) =
             (std::mem::take(&mut live.extents_settled), std::mem::take(&mut live.releases));
         let (name, id_block_max) = (live.header.segment, live.header.id_block_max);

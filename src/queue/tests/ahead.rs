@@ -169,6 +169,17 @@ fn a_failed_sync_leaves_the_one_beside_it_good_that_was_begun_before() {
     assert_eq!((rig.queue.usage().segments_poisoned, rig.queue.counts().pending), (1, 1));
 }
 
+#[test]
+fn a_table_that_takes_no_stores_is_told_of_once_whatever_syncs_run() {
+    let (mut rig, [first, second], tickets) = two_syncs();
+    let active = rig.queue.active.unwrap();
+    rig.queue.segments[active].refuse_stores();
+    rig.perform(second, false);
+    rig.perform(first, false);
+    assert!(rig.run());
+    assert_eq!((rig.unstorable.len(), &rig.failed), (1, &tickets));
+}
+
 /// Mail is refused for a while when commits fail in one segment after the other.
 #[test]
 fn a_failed_sync_counts_once_whatever_stood_behind_it() {
@@ -200,6 +211,27 @@ fn one_header_copy_is_durable_while_the_other_is_on_its_way() {
         live[words.clone()] != cut[words]
     });
     assert_eq!(changed.count(), 1);
+}
+
+/// Blocks of ids are taken while a header copy is on its way, and the next commit, which may store
+/// none, is the last for a while.
+#[test]
+fn blocks_of_ids_are_reserved_whatever_syncs_run() {
+    let (mut rig, first, _) = synced_with_more(&[150_000, 150_000]);
+    let ids = rig.queue.ids();
+    while !ids.wants_blocks() {
+        assert!(ids.next_mid().is_some());
+    }
+    rig.queue.tick(rig.now);
+    assert!(!rig.queue.ids().wants_blocks());
+    let write = next_write(&mut rig);
+    rig.perform(write, false);
+    let second = until_sync(&mut rig);
+    rig.perform(first, false);
+    rig.perform(second, false);
+    assert!(rig.tick(1_000) && rig.queue.is_quiet());
+    let active = &rig.queue.segments[rig.queue.active.unwrap()];
+    assert_eq!(active.header.id_block_max, rig.queue.ids.block_max());
 }
 
 /// A body in extents is synced with two files: nothing is synced beside it, nor it beside another.
