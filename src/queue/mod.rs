@@ -28,8 +28,8 @@
 //! | [`spool`], `ids` | the lock, the shards, ids that are never used twice |
 //! | [`settings`], `report` | what a start is given, and what it tells |
 //!
-//! Diagnostics: a failed write or sync poisons its segment for the life of the process: it is
-//! never synced again, nothing in it is acknowledged any more, its waiters get
+//! Diagnostics: a failed write or sync poisons its segment for the life of the process: no sync of
+//! it is begun any more, and who waits for one that failed, or was begun later, gets
 //! [`Event::Failed`]. Octets that fail their checksum are held as damaged, never handed out.
 //!
 //! Limits: [`Full`].
@@ -211,7 +211,8 @@ pub enum Effect {
         plan: ReadPlan,
     },
     /// fdatasync the segment's file, while other effects go on; then [`Queue::handle_done`]. Two
-    /// of a segment may be under way: each must hear of errors by itself.
+    /// of a segment may be under way: each must hear of errors by itself, or they are carried out
+    /// in their order.
     Sync {
         /// Names the effect.
         id: EffectId,

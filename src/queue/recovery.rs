@@ -257,9 +257,9 @@ impl<M: Medium> Opening<'_, M> {
         Ok(Some(scan))
     }
 
-    /// Commits tell of the one before them in their last slot, and only now and then there is a
-    /// header that does: the last slot that tells knows best. What cannot be read tells nothing;
-    /// the error is met again when the table is read as a whole.
+    /// Commits tell in their last slot of those that had ended before, and only now and then there
+    /// is a header that does: the last slot that tells knows best. What cannot be read tells
+    /// nothing; the error is met again when the table is read as a whole.
     fn find_durable_point(&mut self, segment: usize, buffer: &mut [u8]) {
         let live = &self.queue.segments[segment];
         let (geometry, place, known) = (live.geometry, live.place, live.header.durable_slots);

@@ -1,7 +1,7 @@
 //! Syncs: results of effects, state words made durable, and what a failure poisons.
 //!
 //! Owns: when a segment is synced, what a good sync makes durable, and the end of trust after a
-//! bad one. Never: a second sync of a segment that failed one.
+//! bad one. Never: a sync that is begun on a segment that failed one.
 //!
 //! Diagnostics: a poisoned segment is counted in [`super::Usage`].
 
@@ -54,6 +54,7 @@ impl Queue {
         syncs[place].has_ended = true;
         if !ok {
             syncs.range_mut(place..).for_each(|sync| sync.failed = true);
+            self.poison(segment);
         }
         while self.segments[segment].syncs.front().is_some_and(|sync| sync.has_ended) {
             let Some(first) = self.segments[segment].syncs.pop_front() else { return };
@@ -134,8 +135,9 @@ impl Queue {
         if !live.syncs.is_empty() && !is_of_commit {
             return;
         }
-        // A commit says in its slots how far the one before it came. The header says it too, now
-        // and then: if a page of the table is lost to the medium, what it held is missed. The
+        // A commit says in its slots how far those came that had ended when it was begun. The
+        // header says it too, now and then: if a page of the table is lost to the medium, what it
+        // held is missed. The
         // first commit of a use renews the copy that is still of the use before.
         let is_recent = live.header.durable_slots > 0
             && live.header.id_block_max == block_max
@@ -170,7 +172,8 @@ impl Queue {
 
     fn synced(&mut self, segment: usize, sync: RunningSync) {
         if sync.failed {
-            self.poison(segment);
+            // What waits for its words waits for ever: they never become durable.
+            self.segments[segment].releases.extend(sync.releases);
             return;
         }
         self.ids.reserved(sync.id_block_max);

@@ -52,6 +52,8 @@ struct Rig<M: Medium> {
     /// This effect fails.
     failing: Option<usize>,
     committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
+    /// In the order in which they were told of.
+    committed_in_order: Vec<Ticket>,
     failed: Vec<Ticket>,
     intake: Vec<Option<Closed>>,
     unstorable: Vec<SegmentId>,
@@ -96,6 +98,7 @@ impl<M: Medium> Rig<M> {
             killed_at: usize::MAX,
             failing: None,
             committed: BTreeMap::new(),
+            committed_in_order: Vec::new(),
             failed: Vec::new(),
             intake: Vec::new(),
             unstorable: Vec::new(),
@@ -135,6 +138,7 @@ impl<M: Medium> Rig<M> {
                 Event::Accepted { .. } => panic!("nothing is delivered early here"),
                 Event::Committed { ticket, safe: _, handles, pending: _ } => {
                     self.committed.insert(ticket, handles);
+                    self.committed_in_order.push(ticket);
                 }
                 Event::Failed { ticket } => self.failed.push(ticket),
                 Event::Held { mid, rids, what: _ } => self.held_events.push((mid, rids)),

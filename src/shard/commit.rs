@@ -1,8 +1,8 @@
 //! The executor of the queue's effects: writes and syncs through the ring, and what follows.
 //!
 //! Owns: the segment files, who waits for which commit, and the moment a client gets its 250.
-//! Never: the order of effects (`queue`). While one sync is under way the next batch collects,
-//! which is the group commit, and writes go on.
+//! Never: the order of effects (`queue`). While one sync is under way, or two, the next batch
+//! collects, which is the group commit, and writes go on.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;

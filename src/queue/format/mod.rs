@@ -104,7 +104,7 @@
 //! * An aligned 8-byte store reaches the disk whole or not at all.
 //! * What is not synced may be lost, kept or reordered, page by page and torn within a page.
 //! * After a sync returned success, all that was stored before is kept; after one error nothing
-//!   that the file holds since its last good sync is believed, and it is never synced again.
+//!   that the file holds since its last good sync is believed, and no other sync is begun.
 //! * Bits may flip, and a page may come back from another place: every record has a checksum over
 //!   the spool id, segment id, generation and place, and is verified before it is used.
 //!

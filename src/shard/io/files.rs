@@ -4,7 +4,7 @@
 //!
 //! Diagnostics: errors of the kernel come back as `io::Error`.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -52,7 +52,7 @@ impl Files {
     #[must_use]
     pub fn adopt(&self, file: std::fs::File) -> File {
         match &self.0 {
-            None => File(FileKind::Ring(Rc::new(file.into()), Rc::default())),
+            None => File(FileKind::Ring(Rc::new(file.into()), Rc::new(Syncs::new()))),
             Some(helper) => File(FileKind::Helped(helper.clone(), Arc::new(file))),
         }
     }
@@ -99,31 +99,43 @@ enum FileKind {
     Helped(epoll::Helper, Arc<std::fs::File>),
 }
 
-/// The syncs of a file in a ring.
-#[derive(Default)]
+/// The syncs of a file in a ring, two at a time at most.
 struct Syncs {
     /// Held while one runs through the file's own description; those that wait get it in turn.
     one: Mutex<()>,
-    /// Another description of it, from the first sync beside another on; `None`: the system has
-    /// none to give.
-    second: OnceCell<Option<ring::SharedFd>>,
+    /// Another description of it, from the first sync beside another on.
+    second: RefCell<Option<ring::SharedFd>>,
+    /// Makes it; `None`: the system has none to give now.
+    open_again: fn(&ring::SharedFd) -> Option<ring::SharedFd>,
 }
 
 impl Syncs {
+    fn new() -> Self {
+        Self { one: Mutex::new(()), second: RefCell::new(None), open_again: opened_again }
+    }
+
     /// The kernel tells each description of an error once: were there one for two syncs, it
     /// would be told to the one, and the other would look good. Where the system has no second
     /// one to give they go in their order, so that it is the first which hears of it.
     async fn sync_data(&self, fd: &ring::SharedFd) -> io::Result<()> {
         let one = match self.one.try_lock() {
             Ok(one) => one,
-            Err(_) => match self.second.get_or_init(|| opened_again(fd)) {
-                Some(second) => return ring::sync_data(second).await,
+            Err(_) => match self.second(fd) {
+                Some(second) => return ring::sync_data(&second).await,
                 None => self.one.lock().await,
             },
         };
         let result = ring::sync_data(fd).await;
         drop(one);
         result
+    }
+
+    fn second(&self, fd: &ring::SharedFd) -> Option<ring::SharedFd> {
+        let mut second = self.second.borrow_mut();
+        if second.is_none() {
+            *second = (self.open_again)(fd);
+        }
+        second.clone()
     }
 }
 
@@ -184,8 +196,8 @@ impl File {
         Ok(buffer)
     }
 
-    /// fdatasync(2), also while another one runs. An error is never to be retried: the kernel
-    /// tells of it once.
+    /// fdatasync(2), also while another one runs, but not a third. An error is never to be
+    /// retried: the kernel tells of it once.
     ///
     /// # Errors
     /// As fdatasync(2).
@@ -199,8 +211,6 @@ impl File {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-
     use super::*;
     use crate::shard::io;
 
@@ -213,8 +223,8 @@ mod tests {
                 let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
                 first.and(second).unwrap();
                 let FileKind::Ring(fd, syncs) = &file.0 else { return };
-                let second = syncs.second.get().unwrap().as_ref().unwrap();
-                assert_ne!(second.as_raw_fd(), fd.as_raw_fd());
+                let second = syncs.second.borrow();
+                assert_ne!(second.as_ref().unwrap().as_raw_fd(), fd.as_raw_fd());
             };
             io::run(backend, synced).unwrap();
         }
@@ -225,9 +235,9 @@ mod tests {
     fn syncs_of_one_description_go_in_their_order() {
         for backend in backends() {
             let synced = async move {
-                let file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
-                if let FileKind::Ring(_, syncs) = &file.0 {
-                    assert!(syncs.second.set(None).is_ok());
+                let mut file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
+                if let FileKind::Ring(_, syncs) = &mut file.0 {
+                    Rc::get_mut(syncs).unwrap().open_again = |_| None;
                 }
                 let ended = RefCell::new(Vec::new());
                 let sync = async |name| {
