@@ -57,6 +57,10 @@ fn random_lives_keep_the_promise() {
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(live))));
     let copies = rig::COPIES.load(Ordering::Relaxed);
     assert!(copies > 50, "only {copies} messages were copied forward");
+    let beside = rig::SYNCS_BESIDE.load(Ordering::Relaxed);
+    let deceived = rig::SYNCS_DECEIVED.load(Ordering::Relaxed);
+    println!("{copies} copies, {beside} syncs beside another, {deceived} of them deceived");
+    assert!(beside > 5, "only {beside} syncs were begun beside another");
 }
 
 /// A model that finds nothing proves nothing: each planted bug must be found soon.

@@ -127,6 +127,8 @@ impl Life {
         rig.queue.end_flights();
         // Lives that have found something stay what they were then.
         rig.tells_late = seed % 2 == 1 && !crate::FOUND.contains(&seed);
+        let has_found = crate::FOUND.contains(&seed) || crate::FOUND_LATER.contains(&seed);
+        rig.syncs_beside = seed.is_multiple_of(3) && !has_found;
         Self {
             rig,
             random,
@@ -142,6 +144,16 @@ impl Life {
 
     fn act(&mut self) {
         match self.random.below(11) {
+            0..=1 if self.rig.syncs_beside => {
+                for _ in 0..1 + self.random.below(8) {
+                    self.append(false);
+                    self.rig.write_only();
+                }
+                if self.rig.failing.is_some() && self.random.one_in(4) {
+                    self.rig.failing = Some(self.rig.effects);
+                }
+                self.hear();
+            }
             0..=1 => self.append(false),
             2 => self.append(true),
             3..=5 => {
@@ -180,6 +192,7 @@ impl Life {
         let octets = match self.random.below(12) {
             0 => 300_000,
             1..=4 => 200_000,
+            5..=9 if self.rig.syncs_beside => 100_000,
             _ => 500 + usize::try_from(self.random.below(60_000)).unwrap(),
         };
         let cause = self.random.one_in(8).then_some(Mid(1));

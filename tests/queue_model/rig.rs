@@ -24,6 +24,11 @@ const TICK_MS: u64 = 100;
 /// Messages read to be copied forward, in all lives.
 pub(crate) static COPIES: AtomicU64 = AtomicU64::new(0);
 
+/// Syncs begun while another one of the same segment ran, in all lives; and those of them that
+/// were told of no error, as one that ran beside them had heard of it.
+pub(crate) static SYNCS_BESIDE: AtomicU64 = AtomicU64::new(0);
+pub(crate) static SYNCS_DECEIVED: AtomicU64 = AtomicU64::new(0);
+
 /// What is planted to see whether it is found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Bug {
@@ -120,6 +125,11 @@ pub(crate) struct Rig {
     late: VecDeque<(Mono, EffectId, io::Result<()>)>,
     /// Commits are told of some time after their sync, as by a shard that is busy.
     pub(crate) tells_late: bool,
+    /// Syncs take longer than writes, and end in any order.
+    pub(crate) syncs_beside: bool,
+    steps: u64,
+    /// Syncs that will find nothing to write: one begun before them has failed, and took the error.
+    deceived: BTreeSet<EffectId>,
 }
 
 impl Rig {
@@ -146,6 +156,9 @@ impl Rig {
             copies: 0,
             late: VecDeque::new(),
             tells_late: false,
+            syncs_beside: false,
+            steps: 0,
+            deceived: BTreeSet::new(),
         })
     }
 
@@ -177,6 +190,13 @@ impl Rig {
                     self.beside.push_back((effect, false));
                 }
                 Some(effect @ Effect::Sync { segment, .. }) => {
+                    let is_sync = |effect: &Effect| match effect {
+                        Effect::Sync { segment: other, .. } => *other == segment,
+                        Effect::Make { .. } | Effect::Write { .. } | Effect::Read { .. } => false,
+                    };
+                    if self.beside.iter().any(|(effect, _)| is_sync(effect)) {
+                        SYNCS_BESIDE.fetch_add(1, Ordering::Relaxed);
+                    }
                     // What is written from now on may be on disk at its end, or not.
                     let at_once = self.bug == Bug::None && self.effects.is_multiple_of(2);
                     if at_once {
@@ -204,10 +224,11 @@ impl Rig {
             return false;
         }
         let writing = |rig: &mut Self| rig.current.take().map(|effect| (effect, false));
+        self.steps += 1;
         let next = if beside || self.current.is_none() {
-            let one = match self.effects % 5 {
+            let one = match self.steps % 5 {
                 // Of two syncs the later one may end first.
-                4 if self.tells_late => self.beside.pop_back(),
+                1 | 4 if self.syncs_beside => self.beside.pop_back(),
                 _ => self.beside.pop_front(),
             };
             one.or_else(|| writing(self))
@@ -215,19 +236,32 @@ impl Rig {
             writing(self)
         };
         if let Some((effect, is_synced)) = next {
-            let at = self.failing;
-            let fails =
-                at.is_some_and(|at| at == self.effects || self.for_ever && at < self.effects);
-            self.effects += 1;
-            if let (true, Effect::Write { segment, .. } | Effect::Sync { segment, .. }) =
-                (fails, &effect)
-            {
-                self.failed_segments.insert(*segment);
-            }
-            self.perform(effect, is_synced, fails);
-            self.poll();
+            self.carry_out(effect, is_synced);
         }
         true
+    }
+
+    /// Carries out writes and no syncs: the disk is slow to sync, and what is written meanwhile is
+    /// synced beside it.
+    pub(crate) fn write_only(&mut self) {
+        while self.take_up()
+            && let Some(effect) = self.current.take()
+        {
+            self.carry_out(effect, false);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect, is_synced: bool) {
+        let at = self.failing;
+        let fails = at.is_some_and(|at| at == self.effects || self.for_ever && at < self.effects);
+        self.effects += 1;
+        if let (true, Effect::Write { segment, .. } | Effect::Sync { segment, .. }) =
+            (fails, &effect)
+        {
+            self.failed_segments.insert(*segment);
+        }
+        self.perform(effect, is_synced, fails);
+        self.poll();
     }
 
     /// Carries out all there is.
@@ -313,10 +347,29 @@ impl Rig {
                     Bug::CommitWithoutSync => self.queue.usage().uncommitted > 0,
                     Bug::StateWithoutSync => self.queue.usage().uncommitted == 0,
                 };
+                if self.deceived.remove(&id) {
+                    SYNCS_DECEIVED.fetch_add(1, Ordering::Relaxed);
+                    return self.done(id, Ok(()));
+                }
+                if fails {
+                    self.deceive_later(id, segment);
+                }
                 if !fails && !skipped && !is_synced {
                     self.medium.sync(&self.files[&segment]).unwrap();
                 }
                 self.done(id, outcome());
+            }
+        }
+    }
+
+    /// Syncs of the segment that were begun later than `failed`, and were not carried out yet.
+    fn deceive_later(&mut self, failed: EffectId, segment: SegmentId) {
+        for (effect, is_synced) in &self.beside {
+            if let Effect::Sync { id, segment: other } = effect
+                && (*other, *is_synced) == (segment, false)
+                && *id > failed
+            {
+                self.deceived.insert(*id);
             }
         }
     }
