@@ -62,6 +62,8 @@ struct Life {
 /// Lives the life of a seed; panics when the promise is broken.
 pub(crate) fn live(seed: u64, bug: Bug) {
     let mut life = Life::new(seed, None, bug);
+    let has_found = crate::FOUND.contains(&seed) || crate::FOUND_LATER.contains(&seed);
+    life.rig.syncs_beside = seed.is_multiple_of(3) && !has_found;
     let faults = bug == Bug::None && life.random.one_in(3);
     let stalls = bug == Bug::None && life.random.one_in(3);
     for _ in 0..4 {
@@ -127,8 +129,6 @@ impl Life {
         rig.queue.end_flights();
         // Lives that have found something stay what they were then.
         rig.tells_late = seed % 2 == 1 && !crate::FOUND.contains(&seed);
-        let has_found = crate::FOUND.contains(&seed) || crate::FOUND_LATER.contains(&seed);
-        rig.syncs_beside = seed.is_multiple_of(3) && !has_found;
         Self {
             rig,
             random,
@@ -149,7 +149,9 @@ impl Life {
                     self.append(false);
                     self.rig.write_only();
                 }
-                if self.rig.failing.is_some() && self.random.one_in(4) {
+                // The one that fails, where one does, is among them more often.
+                let is_due = self.rig.failing.is_some_and(|at| at >= self.rig.effects);
+                if is_due && self.random.one_in(4) {
                     self.rig.failing = Some(self.rig.effects);
                 }
                 self.hear();
@@ -403,9 +405,9 @@ impl Life {
                 medium.fail(None, false);
             }
         }
-        let tells_late = self.rig.tells_late;
+        let (tells_late, syncs_beside) = (self.rig.tells_late, self.rig.syncs_beside);
         self.rig = Rig::open(medium, self.octets_max, now).unwrap();
-        self.rig.tells_late = tells_late;
+        (self.rig.tells_late, self.rig.syncs_beside) = (tells_late, syncs_beside);
         let notes = &self.rig.recovered.notes;
         assert_eq!(self.rig.recovered.damaged, [], "no crash looks like damage: {notes:?}");
         assert_eq!(self.rig.recovered.damaged_slots, 0, "no crash looks like damage: {notes:?}");
