@@ -31,6 +31,9 @@ const FOUND: [u64; 11] = [38, 346, 452, 566, 1431, 1723, 2927, 5089, 6790, 7119,
 /// Seeds that have found something since then.
 const FOUND_LATER: [u64; 4] = [607, 771, 5188, 8391];
 
+/// Seeds that have found something since some of the lives have a disk that is slow to sync.
+const FOUND_SLOW: [u64; 1] = [4785];
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -42,7 +45,7 @@ fn random_lives_keep_the_promise() {
     }
     let first = number("RINGPOST_MODEL_FROM").unwrap_or(0);
     let few = first..first + number("RINGPOST_MODEL_SEEDS").unwrap_or(25);
-    let seeds: Vec<u64> = few.chain(FOUND).chain(FOUND_LATER).collect();
+    let seeds: Vec<u64> = few.chain(FOUND).chain(FOUND_LATER).chain(FOUND_SLOW).collect();
     let next = AtomicUsize::new(0);
     let live = || {
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {

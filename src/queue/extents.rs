@@ -10,7 +10,7 @@
 //!
 //! Limits: new extents leave the message segments their reserve and one more.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::format::{ExtentPlace, Header, SegmentId, SegmentKind};
 use super::live::Name;
@@ -26,6 +26,8 @@ pub(super) struct FreeExtents {
     /// Extents that several copies of a message hold, and how many: a power cut can take back the
     /// settling of a recipient that had been left out of the copy.
     shared: HashMap<(SegmentId, u32), u32>,
+    /// Extents of messages in poisoned segments: what was settled there may come back.
+    kept: HashSet<(SegmentId, u32)>,
 }
 
 impl FreeExtents {
@@ -62,8 +64,16 @@ impl FreeExtents {
         places.iter().any(|place| self.shared.contains_key(&(place.segment, place.index)))
     }
 
+    /// This extent is not given out again before the next start.
+    pub(super) fn keep(&mut self, segment: SegmentId, index: u32) {
+        self.kept.insert((segment, index));
+    }
+
     /// A copy holds this extent no more; true when no other does.
     pub(super) fn let_go(&mut self, segment: SegmentId, index: u32) -> bool {
+        if self.kept.contains(&(segment, index)) {
+            return false;
+        }
         let Some(copies) = self.shared.get_mut(&(segment, index)) else { return true };
         *copies -= 1;
         let is_free = *copies == 0;

@@ -7,6 +7,7 @@
 
 use std::io;
 
+use super::format::{SegmentKind, Slot};
 use super::live::{RunningSync, Segment};
 use super::{Effect, EffectId, Event, Purpose, Queue, STATE_SYNC_MS};
 use crate::mail::Now;
@@ -202,6 +203,9 @@ impl Queue {
     }
 
     pub(super) fn poison(&mut self, segment: usize) {
+        if !self.segments[segment].poisoned {
+            self.keep_extents_of(segment);
+        }
         self.segments[segment].poisoned = true;
         self.segments[segment].dirty_since = None;
         if self.active == Some(segment) {
@@ -209,5 +213,19 @@ impl Queue {
             self.segments[segment].seal();
         }
         self.extents_free.forget(segment);
+    }
+
+    /// With a power cut a recipient may come back that was settled here. The rest of its message
+    /// may be in a copy elsewhere: its body is not given up with that.
+    fn keep_extents_of(&mut self, segment: usize) {
+        let live = &self.segments[segment];
+        if live.header.kind != SegmentKind::Messages {
+            return;
+        }
+        for slot in 0..live.next_slot {
+            if let Ok(Slot::Extents(part)) = live.slot(slot) {
+                part.places.iter().for_each(|p| self.extents_free.keep(p.segment, p.index));
+            }
+        }
     }
 }
