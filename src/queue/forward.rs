@@ -276,6 +276,12 @@ impl Queue {
                 entries.push((slot, entry));
             }
         }
+        // Its extents are free when the copy is settled: by then what is left out of it must be
+        // settled for good, or a power cut would bring it back without a body.
+        let is_clean = live.dirty_since.is_none() && live.syncs.is_empty();
+        if message.extents > 0 && count(entries.len()) < message.entries && !is_clean {
+            return None;
+        }
         let record = self.index.get(*handles.first()?)?;
         let extents = self.extents(record, &message)?;
         (!entries.is_empty()).then_some(Move {
@@ -311,9 +317,12 @@ impl Queue {
     pub(super) fn place_move(&mut self, mut moving: Move, gather: &mut Gather) {
         let source = moving.source;
         let live = &self.segments[source];
+        let read = moving.entries.len();
         moving.entries.retain(|(slot, _)| !live.state(*slot).state.is_settled());
         let active = gather.commit.segment;
-        if moving.entries.is_empty() {
+        // With extents as in `movable`: it is tried again.
+        let leaves_out_more = moving.message.extents > 0 && moving.entries.len() < read;
+        if moving.entries.is_empty() || leaves_out_more {
             return;
         }
         let place = self.segments[active].place;

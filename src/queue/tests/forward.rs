@@ -104,7 +104,7 @@ impl Travel {
 
     /// Waits until message 1 was copied out of `segment`: where to.
     fn until_moved(&mut self, segment: usize) -> usize {
-        for _ in 0..200 {
+        for _ in 0..1_000 {
             match self.segment_of(1) {
                 Some(here) if here != segment => return here,
                 _ => assert!(self.rig.tick(100)),
@@ -154,4 +154,36 @@ fn what_a_failed_sync_holds_is_held_for_ever() {
     }
     let mut again = Rig::open(medium.after_power_cut(|| false), options(8 * MIB));
     assert!(!again.contents().contains_key(&(1, 0)), "message 1 comes back to life");
+}
+
+/// A recipient of a large message is settled, the rest is copied forward and settled there. Before
+/// the extents are used again the first settlement is durable: or a power cut would bring that
+/// recipient back without a body.
+#[test]
+fn extents_are_free_when_all_that_was_left_out_is_settled_for_good() {
+    let medium = MemMedium::default();
+    let mut travel = Travel { rig: Rig::open(medium.clone(), options(10 * MIB)), next_mid: 2 };
+    travel.rig.append(1, &["a@one.example", "b@two.example"], &body(600_000));
+    assert!(travel.rig.run());
+    (0..17).for_each(|_| travel.append());
+    assert!(travel.rig.tick(1_000));
+    let first = travel.segment_of(1).unwrap();
+    travel.deliver_others(first);
+    // Once before the copy, once in it.
+    for is_moved in [false, true] {
+        if is_moved {
+            travel.until_moved(first);
+        }
+        let handle = travel.handle_of(1).unwrap();
+        let rid = travel.rig.queue.summary(handle).unwrap().recipients[0].rid;
+        assert!(travel.rig.queue.delivered(handle, rid, &accepted()).applied);
+    }
+    travel.append();
+    assert_eq!(travel.rig.queue.extents_free.len(), 1);
+    travel.rig.append(travel.next_mid, &["c@one.example"], &[b'z'; 500_000]);
+    assert!(travel.rig.run());
+    let mut again = Rig::open(medium.after_power_cut(|| false), options(10 * MIB));
+    for handle in again.handles() {
+        assert!(again.read(handle).is_ok(), "{:?}", again.queue.summary(handle));
+    }
 }
