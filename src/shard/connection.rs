@@ -261,16 +261,6 @@ mod tests {
     use super::super::io::{self, Backend, BoundListener, Files};
     use super::*;
 
-    fn backends() -> Vec<Backend> {
-        match io::probe_ring() {
-            Ok(()) => vec![Backend::Ring, Backend::Epoll],
-            Err(why) => {
-                eprintln!("skipped on io_uring: {why}");
-                vec![Backend::Epoll]
-            }
-        }
-    }
-
     async fn pair(backend: Backend) -> (Connection, Connection) {
         let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
         let peer = bound.local_addr().unwrap();
@@ -285,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_big_write_arrives_while_the_other_side_writes_too() {
-        for backend in backends() {
+        for backend in io::backends() {
             io::run(backend, async {
                 let (mut ours, mut theirs) = pair(backend).await;
                 let big: Vec<u8> = (0..3_000_000u32).map(|i| i.to_le_bytes()[0]).collect();
@@ -342,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_receive_buffer_is_large_while_much_comes() {
-        for backend in backends() {
+        for backend in io::backends() {
             io::run(backend, async {
                 let (mut ours, mut theirs) = pair(backend).await;
                 let few = pass(&mut ours, &mut theirs, 100).await;
@@ -367,7 +357,7 @@ mod tests {
 
     #[test]
     fn bell_and_deadline_wake_a_silent_connection() {
-        for backend in backends() {
+        for backend in io::backends() {
             io::run(backend, async {
                 let (mut ours, theirs) = pair(backend).await;
                 let bell = ours.bell().clone();
@@ -390,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_refused_connection_and_a_shut_down_one_are_errors() {
-        for backend in backends() {
+        for backend in io::backends() {
             io::run(backend, async {
                 let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
                 let gone = bound.local_addr().unwrap();
@@ -409,7 +399,7 @@ mod tests {
     #[test]
     fn files_are_written_where_they_were_told_and_read_back() {
         let folder = tempfile::tempdir().unwrap();
-        for backend in backends() {
+        for backend in io::backends() {
             let path = folder.path().join(backend.name());
             io::run(backend, async {
                 let files = Files::start(backend).unwrap();

@@ -217,7 +217,7 @@ mod tests {
     /// Two syncs at a time, each with a description of its own.
     #[test]
     fn a_file_is_synced_twice_at_a_time() {
-        for backend in backends() {
+        for backend in io::backends() {
             let synced = async move {
                 let file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
                 let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
@@ -233,7 +233,7 @@ mod tests {
     /// Without a second description one waits for the other, and none overtakes it.
     #[test]
     fn syncs_of_one_description_go_in_their_order() {
-        for backend in backends() {
+        for backend in io::backends() {
             let synced = async move {
                 let mut file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
                 if let FileKind::Ring(_, syncs) = &mut file.0 {
@@ -252,16 +252,6 @@ mod tests {
                 assert_eq!(*ended.borrow(), ["first", "second", "third"]);
             };
             io::run(backend, synced).unwrap();
-        }
-    }
-
-    fn backends() -> Vec<Backend> {
-        match io::probe_ring() {
-            Ok(()) => vec![Backend::Ring, Backend::Epoll],
-            Err(why) => {
-                eprintln!("skipped on io_uring: {why}");
-                vec![Backend::Epoll]
-            }
         }
     }
 }

@@ -92,6 +92,18 @@ pub fn run<F: Future>(backend: Backend, future: F) -> io::Result<F::Output> {
     }
 }
 
+/// The backends that a test can run on here.
+#[cfg(test)]
+pub(super) fn backends() -> Vec<Backend> {
+    match probe_ring() {
+        Ok(()) => vec![Backend::Ring, Backend::Epoll],
+        Err(why) => {
+            eprintln!("skipped on io_uring: {why}");
+            vec![Backend::Epoll]
+        }
+    }
+}
+
 /// Starts a task on this thread's runtime; it runs until it ends or the runtime does.
 /// [`now`] stands still during each of its polls.
 pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
