@@ -15,7 +15,7 @@
 //! | `older-generation` | a header older than its table, which holds slots of a later use | set aside, Warning |
 //! | `truncated` | a file shorter than its header says, or empty | set aside, Warning |
 //! | `unreadable` | no good header copy | set aside, Warning |
-//! | `unreadable` | an error of the medium | left alone, Warning |
+//! | `unreadable` | an error of the medium | left alone, and messages with what cannot be read, Warning |
 //! | `unlocked` | tables that the system does not lock in memory | one Warning |
 //! | `torn-group` | entries without their message slot, or without their words, behind the durable point | never answered: dropped, counted, one Warning a segment |
 //! | `torn-body` | a group behind the durable point whose octets are not what was written | the same |

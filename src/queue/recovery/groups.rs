@@ -2,11 +2,14 @@
 //!
 //! Owns: the cases that concern slots and words. Never: which slots belong together (`scan`).
 
+use std::io;
+
 use super::super::format::{Entry, ExtentPlace, MessageSlot, State, StateWord};
 use super::super::live::Name;
 use super::super::report::RecoveryCase;
 use super::super::scan::{Found, Scan};
 use super::super::segment::Medium;
+use super::verify::unread;
 use super::{Opening, by_message};
 use crate::limits;
 use crate::mail::{Handle, Wall};
@@ -27,13 +30,24 @@ impl<M: Medium> Opening<'_, M> {
                     self.broken(segment, first, &entries, behind, scan);
                     return;
                 }
-                if behind && !self.verify(segment, &message, &entries, &extents) {
+                let verified = if behind {
+                    self.verify(segment, &message, &entries, &extents)
+                } else if extents.iter().any(|place| self.may_be_unread(place)) {
+                    Err(unread())
+                } else {
+                    Ok(true)
+                };
+                if matches!(verified, Ok(false)) {
                     scan.spoil(first);
                     scan.torn_bodies += 1;
                     return;
                 }
                 scan.reach(&message);
                 self.mid_max = self.mid_max.max(message.mid.0);
+                if let Err(error) = verified {
+                    scan.spoil(first);
+                    return self.leave(segment, first, &message, extents, &error);
+                }
                 self.accept(segment, first, message_slot, &message, &entries, &extents);
             }
             Found::Broken { first, entries, behind } => {
@@ -132,6 +146,28 @@ impl<M: Medium> Opening<'_, M> {
                 | State::Moved => continue,
             };
             self.recovered.note(case, text);
+        }
+    }
+
+    /// Nothing says that a message is damaged that cannot be read: it stays as it is until a start
+    /// that can, and everything that it uses with it.
+    fn leave(
+        &mut self,
+        segment: usize,
+        first: u32,
+        message: &MessageSlot,
+        extents: Vec<ExtentPlace>,
+        error: &io::Error,
+    ) {
+        let text = format!("{}: MID {}: {error}, left alone", self.name(segment), message.mid);
+        self.recovered.note(RecoveryCase::Unreadable, text);
+        self.queue.segments[segment].has_damage = true;
+        self.unread.insert(self.queue.directory_of(segment));
+        if message.copy > 0 {
+            self.copies.push((segment, first, message.entries));
+        }
+        if !extents.is_empty() {
+            self.large.push((segment, first, message.entries, extents));
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Owns: the reading of whole groups at a start. Never: what follows from the answer.
 
+use std::io;
+
 use super::super::format::{self, Entry, ExtentPlace, MessageSlot, SegmentKind};
 use super::super::read;
 use super::super::segment::Medium;
@@ -10,46 +12,55 @@ use crate::limits;
 
 impl<M: Medium> Opening<'_, M> {
     /// Are the octets of a group what was written?
+    ///
+    /// # Errors
+    /// Those of the medium: some of them cannot be read, and may be right.
     pub(super) fn verify(
         &self,
         segment: usize,
         message: &MessageSlot,
         entries: &[Entry],
         extents: &[ExtentPlace],
-    ) -> bool {
-        let live = &self.queue.segments[segment];
-        let seed = live.place.seed;
-        let read = |offset, octets| self.read(segment, offset, octets);
-        let head = read(message.head_offset, u64::from(message.head_octets));
-        let head_right = head.is_some_and(|head| {
-            format::checksum_at(seed, message.head_offset, &head) == message.head_checksum
-        });
-        let entry_right = |entry: &Entry| {
-            read(entry.record_offset, u64::from(entry.record_octets)).is_some_and(|record| {
-                format::checksum_at(seed, entry.record_offset, &record) == entry.record_checksum
+    ) -> io::Result<bool> {
+        let seed = self.queue.segments[segment].place.seed;
+        let is_right = |offset, octets, checksum| {
+            self.is_right(segment, offset, octets, |read| {
+                format::checksum_at(seed, offset, read) == checksum
             })
         };
-        if !head_right || !entries.iter().all(entry_right) {
-            return false;
+        if !is_right(message.head_offset, message.head_octets.into(), message.head_checksum)? {
+            return Ok(false);
+        }
+        for entry in entries {
+            if !is_right(entry.record_offset, entry.record_octets.into(), entry.record_checksum)? {
+                return Ok(false);
+            }
         }
         if message.extents == 0 {
-            return read(message.body_offset, message.body_octets).is_some_and(|body| {
-                format::checksum_at(seed, message.body_offset, &body) == message.body_checksum
-            });
+            return is_right(message.body_offset, message.body_octets, message.body_checksum);
         }
         let mut left = message.body_octets;
-        extents.iter().all(|place| {
+        for place in extents {
             let octets = left.min(limits::EXTENT_OCTETS);
             left -= octets;
-            let found = self.extent_segment(place);
-            found.is_some_and(|at| {
-                let offset = self.queue.segments[at].geometry.extent_offset(place.index);
-                self.read(at, offset, octets).is_some_and(|part| {
-                    let spool = self.queue.options.spool;
-                    read::extent_checksum(spool, place, &part) == place.checksum
-                })
-            })
-        })
+            let Some(at) = self.extent_segment(place) else {
+                return if self.may_be_unread(place) { Err(unread()) } else { Ok(false) };
+            };
+            let offset = self.queue.segments[at].geometry.extent_offset(place.index);
+            let spool = self.queue.options.spool;
+            let is_right = self.is_right(at, offset, octets, |part| {
+                read::extent_checksum(spool, place, part) == place.checksum
+            })?;
+            if !is_right {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Is an extent that is not there perhaps in a segment that could not be read?
+    pub(super) fn may_be_unread(&self, place: &ExtentPlace) -> bool {
+        self.extent_segment(place).is_none() && self.unread.contains(&place.segment.directory())
     }
 
     /// The segment that holds an extent, as it was when the extent was written.
@@ -61,13 +72,23 @@ impl<M: Medium> Opening<'_, M> {
         })
     }
 
-    fn read(&self, segment: usize, offset: u64, octets: u64) -> Option<Vec<u8>> {
-        let end = offset.checked_add(octets)?;
-        if end > self.queue.segments[segment].geometry.octets {
-            return None;
+    fn is_right(
+        &self,
+        segment: usize,
+        offset: u64,
+        octets: u64,
+        is_right: impl FnOnce(&[u8]) -> bool,
+    ) -> io::Result<bool> {
+        let segment_octets = self.queue.segments[segment].geometry.octets;
+        if offset.checked_add(octets).is_none_or(|end| end > segment_octets) {
+            return Ok(false);
         }
-        let mut buffer = vec![0; usize::try_from(octets).ok()?];
-        self.medium.read_at(&self.files[segment], offset, &mut buffer).ok()?;
-        Some(buffer)
+        let mut buffer = vec![0; usize::try_from(octets).map_err(io::Error::other)?];
+        self.medium.read_at(&self.files[segment], offset, &mut buffer)?;
+        Ok(is_right(&buffer))
     }
+}
+
+pub(super) fn unread() -> io::Error {
+    io::Error::other("its segment could not be read")
 }

@@ -513,3 +513,53 @@ fn a_copied_spool_is_told_and_gives_other_ids() {
         drop((rig, spool));
     }
 }
+
+/// A call that fails once at a start, whichever it is: what could not be read is found by the next
+/// one, whatever the start went on to do. Before the durable point and behind it.
+#[test]
+fn what_cannot_be_read_waits_for_a_start_that_can() {
+    for is_told in [false, true] {
+        let medium = MemMedium::default();
+        let mut rig = Rig::open(medium.clone(), options(6 * MIB));
+        rig.append(1, &["a@one.example", "b@two.example"], &body(600_000));
+        assert!(rig.run());
+        // The next sync tells how far this one came.
+        assert!(!is_told || rig.tick(1_000));
+        let handle = rig.handles()[0];
+        assert!(!is_told || rig.queue.delivered(handle, Rid(0), &accepted()).applied);
+        assert!(!is_told || rig.tick(1_000));
+        let expected = rig.contents();
+        let mut waited = 0;
+        for call in 0.. {
+            let image = medium.after_power_cut(|| false);
+            image.fail(Some(call), false);
+            let opened = Queue::open(&image, options(6 * MIB), rig.now);
+            let calls = image.fail(None, false);
+            if let Ok(Opened { queue, files, recovered }) = opened {
+                let waits = |note: &&RecoveryNote| note.text.contains("MID 1: ");
+                waited += recovered.notes.iter().filter(waits).count();
+                assert_eq!((&recovered.damaged, recovered.dropped), (&vec![], 0), "call {call}");
+                let mut going_on = Rig::with(image.clone(), queue, files, recovered);
+                for mid in 2..30 {
+                    let new = message(mid, &["c@three.example"], &[b'z'; 400_000]);
+                    if going_on.queue.append(new).is_ok() {
+                        assert!(going_on.run());
+                    }
+                    for handle in going_on.handles() {
+                        let summary = going_on.queue.summary(handle).unwrap();
+                        if summary.mid != Mid(1) {
+                            assert!(going_on.queue.deleted(handle, Rid(0)).applied);
+                        }
+                    }
+                    assert!(going_on.tick(1_000));
+                }
+            }
+            let mut again = Rig::open(image, options(6 * MIB));
+            assert_eq!(again.contents(), expected, "call {call}");
+            if calls <= call {
+                break;
+            }
+        }
+        assert!(waited > 0, "no start was without the body");
+    }
+}
