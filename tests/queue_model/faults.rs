@@ -7,24 +7,25 @@ use super::rig::{MIB, Rig};
 /// at the end of each life.
 #[test]
 fn whatever_effect_fails_nothing_answered_is_lost() {
-    let (seed, ..) = model::eventful();
-    for for_ever in [false, true] {
+    for (slow, for_ever) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (seed, ..) = model::eventful(slow);
         let mut effect = 0;
-        while model::live_failing(seed, effect, for_ever) {
+        while model::live_failing(seed, slow, effect, for_ever) {
             effect += 1;
         }
-        assert!(effect > 60, "only {effect} effects: the life is too short");
+        let least = if slow { 40 } else { 60 };
+        assert!(effect > least, "only {effect} effects: the life is too short");
     }
 }
 
 /// A call of the medium that fails at a start, once or for ever, costs nothing at the next one.
 #[test]
 fn whatever_call_fails_at_a_start_the_next_one_finds_everything() {
-    let (_, medium, now) = model::eventful();
-    let open = |medium| Rig::open(medium, 6 * MIB, now);
-    let expected = open(medium.after_power_cut(|| true)).unwrap().contents();
-    assert!(expected.len() > 10);
-    for for_ever in [false, true] {
+    for (slow, for_ever) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (_, medium, now) = model::eventful(slow);
+        let open = |medium| Rig::open(medium, 6 * MIB, now);
+        let expected = open(medium.after_power_cut(|| true)).unwrap().contents();
+        assert!(expected.len() > 10);
         let mut call = 0;
         loop {
             let image = medium.after_power_cut(|| true);

@@ -83,8 +83,9 @@ pub(crate) fn live(seed: u64, bug: Bug) {
 
 /// A life of one crash in which one effect fails, or all from it on; false when it has not that
 /// many.
-pub(crate) fn live_failing(seed: u64, effect: u64, for_ever: bool) -> bool {
+pub(crate) fn live_failing(seed: u64, slow: bool, effect: u64, for_ever: bool) -> bool {
     let mut life = Life::new(seed, Some(6 * MIB), Bug::None);
+    life.rig.syncs_beside = slow;
     (life.rig.failing, life.rig.for_ever) = (Some(effect), for_ever);
     for _ in 0..EVENTFUL_ACTS {
         life.act();
@@ -98,10 +99,11 @@ pub(crate) fn live_failing(seed: u64, effect: u64, for_ever: bool) -> bool {
 const EVENTFUL_ACTS: usize = 150;
 
 /// The seed of a life in which a segment is used again and messages are copied forward, what it
-/// leaves on its disk, and when.
-pub(crate) fn eventful() -> (u64, MemMedium, Now) {
+/// leaves on its disk, and when; `slow`: on a disk that is slow to sync.
+pub(crate) fn eventful(slow: bool) -> (u64, MemMedium, Now) {
     for seed in 0..200 {
         let mut life = Life::new(seed, Some(6 * MIB), Bug::None);
+        life.rig.syncs_beside = slow;
         for _ in 0..EVENTFUL_ACTS {
             life.act();
         }
