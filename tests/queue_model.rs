@@ -32,7 +32,7 @@ const FOUND: [u64; 11] = [38, 346, 452, 566, 1431, 1723, 2927, 5089, 6790, 7119,
 const FOUND_LATER: [u64; 4] = [607, 771, 5188, 8391];
 
 /// Seeds that have found something since some of the lives have a disk that is slow to sync.
-const FOUND_SLOW: [u64; 1] = [4785];
+const FOUND_SLOW: [u64; 2] = [4785, 7432];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -24,7 +24,7 @@
 //! | `damaged-word` | a state word before the point that is not what was stored | held, listed: it may have been delivered, or not |
 //! | `lost-extents` | a message whose body stood in extents that are not there any more | held, listed |
 //! | `held` | a recipient that was held before | held still, listed |
-//! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one | marked as moved |
+//! | `superseded` | an entry of which a higher copy stands elsewhere, or a settled one, or one in flight | marked as moved |
 //! | `in-flight` | a recipient whose delivery was under way | `uncertain`: one crash more, ready |
 //! | `poison` | the same, at [`limits::CRASHES_IN_FLIGHT_MAX`] crashes | held |
 //!
@@ -90,7 +90,7 @@ struct Opening<'a, M: Medium> {
     files: Vec<M::File>,
     recovered: Recovered,
     now: Now,
-    /// Groups of a copy number above 0: segment, first slot, entries.
+    /// Groups of a copy number above 0, and such as cannot be read: segment, first slot, entries.
     copies: Vec<(usize, u32, u32)>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,

@@ -147,15 +147,16 @@ impl Queue {
         true
     }
 
-    /// The recipients of a handle with their message, copy number and mark in flight.
-    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, (u16, bool))> {
+    /// The unsettled recipients of a handle with their message, mark in flight and copy number.
+    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, (bool, u16))> {
         let Some(record) = self.index.get(handle) else { return Vec::new() };
         let segment = &self.segments[usize::from(record.segment)];
         let slots = record.first_slot..record.first_slot + u32::from(record.entries);
         let entry = |slot| match segment.slot(slot) {
             Ok(Slot::Entry(entry)) => {
-                let rank = (entry.copy, segment.state(slot).in_flight);
-                Some((entry.rid, entry.mid, rank))
+                let word = segment.state(slot);
+                let rank = (word.in_flight, entry.copy);
+                (!word.state.is_settled()).then_some((entry.rid, entry.mid, rank))
             }
             Ok(Slot::Message(_) | Slot::Extents(_)) | Err(_) => None,
         };

@@ -3,10 +3,15 @@
 //! Owns: the choice, and the extents that are free after it. Never: the reading of tables.
 //!
 //! The highest copy counts, for changes are made in it first. A copy that is marked as moved
-//! does not: either a higher one stands elsewhere, or its commit failed. Where any copy says that
-//! the recipient is settled, it is: the copy may be older on disk than that. Two copies may have
-//! the same number, where the commit of the first failed and the disk kept it all the same; of
-//! them the one in flight counts, so that it is called uncertain, and never both.
+//! does not: another one stands elsewhere, or its commit failed. Where any copy says that the
+//! recipient is settled, it is: the copy may be older on disk than that. Where one says that it
+//! is in flight, that one counts, whatever its number, so that the recipient is called uncertain:
+//! the commit of a higher copy may have failed and the disk kept it all the same, as it stood
+//! before the flight began. For the same reason two copies may have the same number; never do
+//! both count.
+//!
+//! A copy that cannot be read does not count before a start that can, for it may be the torn rest
+//! of a commit. Until then the others are kept as they are: that start will ask them.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -19,18 +24,20 @@ use crate::mail::{Mid, Rid};
 /// Recipients that have copies.
 #[derive(Default)]
 struct Copies {
-    highest: HashMap<(Mid, Rid), Rank>,
+    /// All of them.
+    all: HashSet<(Mid, Rid)>,
+    /// Those of which a copy is settled.
     settled: HashSet<(Mid, Rid)>,
 }
 
-/// The number of a copy, and whether it was in flight.
-type Rank = (u16, bool);
+/// Whether a copy was in flight, and its number.
+type Rank = (bool, u16);
 
 impl<M: Medium> Opening<'_, M> {
     /// Of several copies of a recipient one counts; the others are marked as moved.
     pub(super) fn supersede(&mut self) {
         let copies = self.copies();
-        if copies.highest.is_empty() {
+        if copies.all.is_empty() {
             return;
         }
         let mut handles = Vec::new();
@@ -38,15 +45,22 @@ impl<M: Medium> Opening<'_, M> {
         while let Some(at) = cursor {
             cursor = self.queue.walk(at, 1 << 16, &mut handles);
         }
+        let mut highest: HashMap<(Mid, Rid), Rank> = HashMap::new();
+        for (rid, mid, rank) in handles.iter().flat_map(|handle| self.queue.copies_of(*handle)) {
+            if copies.all.contains(&(mid, rid)) {
+                let highest = highest.entry((mid, rid)).or_default();
+                *highest = rank.max(*highest);
+            }
+        }
         let mut counted = HashSet::new();
         for handle in handles {
             for (rid, mid, rank) in self.queue.copies_of(handle) {
                 let recipient = (mid, rid);
-                let Some(highest) = copies.highest.get(&recipient) else { continue };
+                let Some(highest) = highest.get(&recipient) else { continue };
                 let counts = *highest <= rank
                     && !copies.settled.contains(&recipient)
                     && counted.insert(recipient);
-                let (copy, _) = rank;
+                let (_, copy) = rank;
                 if !counts && self.queue.superseded(handle, rid) {
                     let text = format!("MID {mid} RID {rid}: copy {copy} does not count");
                     self.recovered.note(RecoveryCase::Superseded, text);
@@ -63,17 +77,13 @@ impl<M: Medium> Opening<'_, M> {
             for slot in first..first + entries {
                 let Ok(Slot::Entry(entry)) = live.slot(slot) else { continue };
                 mids.insert(entry.mid);
-                let word = live.state(slot);
-                if word.state != State::Moved {
-                    let highest = copies.highest.entry((entry.mid, entry.rid)).or_default();
-                    *highest = (*highest).max((entry.copy, word.in_flight));
-                }
+                copies.all.insert((entry.mid, entry.rid));
             }
         }
         if mids.is_empty() {
             return copies;
         }
-        for live in &self.queue.segments {
+        for live in &mut self.queue.segments {
             if live.header.kind != SegmentKind::Messages {
                 continue;
             }
@@ -82,6 +92,7 @@ impl<M: Medium> Opening<'_, M> {
                     continue;
                 }
                 let Ok(Slot::Entry(entry)) = live.slot(slot) else { continue };
+                live.has_damage |= !self.unread.is_empty();
                 match live.state(slot).state {
                     State::Delivered | State::Bounced | State::Discarded | State::Deleted => {
                         copies.settled.insert((entry.mid, entry.rid));

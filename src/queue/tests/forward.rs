@@ -156,6 +156,57 @@ fn what_a_failed_sync_holds_is_held_for_ever() {
     assert!(!again.contents().contains_key(&(1, 0)), "message 1 comes back to life");
 }
 
+/// A copy that cannot be read may be the torn rest of a commit, or the one that counts: the message
+/// that it was made of stays, whatever becomes of it, for the start that knows.
+#[test]
+fn a_copy_that_cannot_be_read_does_not_count_yet() {
+    for (is_torn, is_delivered) in [(false, false), (true, false), (false, true), (true, true)] {
+        let medium = MemMedium::default();
+        let mut travel = Travel { rig: Rig::open(medium.clone(), options(8 * MIB)), next_mid: 1 };
+        (0..18).for_each(|_| travel.append());
+        assert!(travel.rig.tick(1_000));
+        let first = travel.segment_of(1).unwrap();
+        travel.deliver_others(first);
+        travel.until_moved(first);
+        let plan = travel.rig.queue.read_plan(travel.handle_of(1).unwrap()).unwrap();
+        let cut = medium.after_power_cut(|| false);
+        if is_torn {
+            let body = plan.pieces.last().unwrap();
+            let file = cut.open(body.segment).unwrap();
+            cut.write_at(&file, body.offset + body.octets - 1, b"?").unwrap();
+        }
+        let mut waited = 0;
+        for call in 0.. {
+            let image = cut.after_power_cut(|| true);
+            image.fail(Some(call), false);
+            let opened = Queue::open(&image, options(8 * MIB), travel.rig.now);
+            if image.fail(None, false) <= call {
+                break;
+            }
+            let mut delivered = false;
+            if let Ok(Opened { queue, files, recovered }) = opened {
+                let waits = |note: &&RecoveryNote| note.text.contains("MID 1: ");
+                waited += recovered.notes.iter().filter(waits).count();
+                let is_whole = recovered.notes.iter().all(|n| n.case != RecoveryCase::Unreadable);
+                if is_whole {
+                    continue;
+                }
+                let rig = Rig::with(image.clone(), queue, files, recovered);
+                let mut going_on = Travel { rig, next_mid: 1 };
+                if is_delivered && going_on.handle_of(1).is_some() {
+                    going_on.deliver(1);
+                    delivered = true;
+                    churn(&mut going_on.rig, &[]);
+                }
+            }
+            let mut again = Rig::open(image, options(8 * MIB));
+            let found = again.contents().contains_key(&(1, 0));
+            assert_eq!(found, !delivered, "call {call}, {is_torn}, {is_delivered}");
+        }
+        assert!(waited > 0, "no start was without the copy");
+    }
+}
+
 /// A recipient of a large message is settled, the rest is copied forward and settled there. Before
 /// the extents are used again the first settlement is durable: or a power cut would bring that
 /// recipient back without a body.
