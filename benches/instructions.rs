@@ -224,7 +224,7 @@ fn append(folder: &Path, steps: u64) {
     while left > 0 {
         let now = ring::now();
         for _ in 0..left.min(BATCH) {
-            let body = Body { bytes: vec![b'x'; 4096], facts: MessageFacts::default() };
+            let body = Body { bytes: vec![b'x'; 4096].into(), facts: MessageFacts::default() };
             let message = NewMessage {
                 mid: queue.ids().next_mid().expect("ids are reserved in time"),
                 envelope: envelope.clone(),

@@ -299,7 +299,7 @@ fn place(at: &mut u64, octets: u64, file_octets: u64) -> u64 {
 async fn bare_by_ring(files: &Files, file: &File, batch: usize, extent: Extent) -> Outcome {
     let file = files.adopt(file.try_clone().unwrap());
     let facts = MessageFacts::default();
-    let body = Arc::new(Body { bytes: vec![b'x'; batch * RECORD_OCTETS], facts });
+    let body = Arc::new(Body { bytes: vec![b'x'; batch * RECORD_OCTETS].into(), facts });
     let octets = body.bytes.len() as u64;
     let (mut meter, mut at) = (Meter::start(), 0);
     while meter.start.elapsed() < extent.slice_for {
@@ -655,7 +655,7 @@ fn piece(Chunk { body, range }: Chunk) -> Piece {
 }
 
 fn body_of(octets: usize) -> Arc<Body> {
-    Arc::new(Body { bytes: vec![b'x'; octets], facts: MessageFacts::default() })
+    Arc::new(Body { bytes: vec![b'x'; octets].into(), facts: MessageFacts::default() })
 }
 
 /// Fills the directory of one of several shards with its part of `entries` recipients, one per

@@ -48,7 +48,7 @@ fn message(queue: &mut Queue, to: &str, arrival: Wall) -> NewMessage {
         listener: "127.0.0.1:2525".into(),
         cause: None,
         body: Arc::new(Body {
-            bytes: b"Subject: old\r\n\r\nold\r\n".to_vec(),
+            bytes: b"Subject: old\r\n\r\nold\r\n".to_vec().into(),
             facts: MessageFacts::default(),
         }),
     }

@@ -4,12 +4,13 @@
 //! envelope.
 
 use super::envelope::MessageFacts;
+use super::octets::Octets;
 
 /// A message as it is stored and sent: header and body with CRLF line ends, not dot-stuffed.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Body {
     /// The octets.
-    pub bytes: Vec<u8>,
+    pub bytes: Octets,
     /// How they may be sent.
     pub facts: MessageFacts,
 }

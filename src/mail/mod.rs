@@ -10,6 +10,7 @@ pub mod address;
 pub mod body;
 pub mod envelope;
 pub mod ids;
+pub mod octets;
 pub mod outcome;
 pub mod status;
 pub mod text;
@@ -19,6 +20,7 @@ pub use address::{AddressError, Domain, Mailbox};
 pub use body::Body;
 pub use envelope::{BodyKind, Envelope, MessageFacts, Notify, Recipient, Ret};
 pub use ids::{Dcid, Handle, Icid, Mid, Rid, ShardId};
+pub use octets::{Octets, Pins, ReadBuffer, Run};
 pub use outcome::{
     Accepted, ConnectionCause, ConnectionFailure, PossiblyAccepted, ProofOfSafety,
     RecipientOutcome, Shortage, Stage,

@@ -64,16 +64,16 @@ impl Pending {
 /// What a commit gathers while messages take their places.
 pub(super) struct Gather {
     pub(super) commit: Commit,
-    /// Envelopes and small messages.
+    /// Envelopes, small messages and small parts of others.
     pub(super) buffer: Vec<u8>,
-    /// Messages that are written from where they lie, each behind so much of the buffer.
-    pub(super) bodies: Vec<(usize, Arc<Body>)>,
+    /// Messages that are written from where they lie, each part behind so much of the buffer.
+    pub(super) bodies: Vec<(usize, Chunk)>,
     /// Where this write begins, and behind which slots.
     pub(super) start: u64,
     pub(super) slots_before: usize,
     /// Where its next octet goes.
     pub(super) at: u64,
-    pub(super) extent_writes: Vec<(usize, u64, Chunk)>,
+    pub(super) extent_writes: Vec<(usize, u64, Vec<Chunk>)>,
 }
 
 impl Queue {
@@ -324,7 +324,7 @@ impl Queue {
             self.writing = Some(commit).filter(|commit| !commit.slots.is_empty());
             return;
         }
-        let gathered = Arc::new(Body { bytes: buffer, facts: MessageFacts::default() });
+        let gathered = Arc::new(Body { bytes: buffer.into(), facts: MessageFacts::default() });
         let chunks = chunks_of(&gathered, bodies);
         self.gathered = Some(gathered);
         commit.left += 1 + extent_writes.len();
@@ -336,10 +336,9 @@ impl Queue {
         self.writing = Some(commit);
         let id = self.effect_id(Purpose::CommitWrite(segment));
         self.effects.push_back(Effect::Write { id, segment: name, offset: start, chunks });
-        for (segment, offset, chunk) in extent_writes {
+        for (segment, offset, chunks) in extent_writes {
             let name = self.segments[segment].header.segment;
             let id = self.effect_id(Purpose::CommitWrite(segment));
-            let chunks = vec![chunk];
             self.effects.push_back(Effect::Write { id, segment: name, offset, chunks });
         }
     }

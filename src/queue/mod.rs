@@ -164,13 +164,13 @@ impl ProofOfSafety for Safe {}
 pub struct Chunk {
     /// A message, or what was put together for the commit: envelopes and small messages.
     pub body: Arc<Body>,
-    /// Which octets of it.
+    /// Which octets of it; they lie together.
     pub range: Range<usize>,
 }
 
 impl AsRef<[u8]> for Chunk {
     fn as_ref(&self) -> &[u8] {
-        &self.body.bytes[self.range.clone()]
+        self.body.bytes.slice(self.range.clone())
     }
 }
 

@@ -61,7 +61,7 @@ impl Queue {
     /// commit would cost a page fault for every 4 KiB.
     fn take_buffer(&mut self, octets: usize) -> Vec<u8> {
         let used = self.gathered.take().and_then(|body| Arc::try_unwrap(body).ok());
-        let mut buffer = used.map_or_else(Vec::new, |body| body.bytes);
+        let mut buffer = used.map_or_else(Vec::new, |body| body.bytes.into_vec());
         buffer.clear();
         buffer.reserve(octets);
         buffer
@@ -170,10 +170,11 @@ impl Queue {
                 segment: live.header.segment,
                 generation: live.header.generation,
                 index,
-                checksum: format::checksum_at(live.place.seed, offset, &body.bytes[start..end]),
+                checksum: body_checksum(live.place.seed, offset, body, start..end),
             });
-            let chunk = Chunk { body: body.clone(), range: start..end };
-            gather.extent_writes.push((segment, offset, chunk));
+            let chunk = |range| Chunk { body: body.clone(), range };
+            let chunks = body.bytes.cut(start..end).map(chunk).collect();
+            gather.extent_writes.push((segment, offset, chunks));
             gather.commit.extents.push((segment, index));
             if !gather.commit.extent_segments.contains(&segment) {
                 gather.commit.extent_segments.push(segment);
@@ -254,26 +255,37 @@ impl Commit {
 }
 
 fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
-    let checksum = format::checksum_at(seed, gather.at, &message.body.bytes);
-    if message.body.bytes.len() <= COPY_OCTETS_MAX {
-        gather.buffer.extend_from_slice(&message.body.bytes);
-    } else {
-        gather.bodies.push((gather.buffer.len(), message.body.clone()));
+    let body = &message.body;
+    let checksum = body_checksum(seed, gather.at, body, 0..body.bytes.len());
+    for range in body.bytes.cut(0..body.bytes.len()) {
+        let part = body.bytes.slice(range.clone());
+        if part.len() <= COPY_OCTETS_MAX {
+            gather.buffer.extend_from_slice(part);
+        } else {
+            let chunk = Chunk { body: body.clone(), range };
+            gather.bodies.push((gather.buffer.len(), chunk));
+        }
     }
-    gather.at += message.body.bytes.len() as u64;
+    gather.at += body.bytes.len() as u64;
     checksum
 }
 
+/// The checksum of a part of a message that is to stand at `offset`.
+fn body_checksum(seed: u32, offset: u64, body: &Body, range: Range<usize>) -> u32 {
+    let mut parts = body.bytes.cut(range).map(|part| body.bytes.slice(part));
+    let first = format::checksum_at(seed, offset, parts.next().unwrap_or_default());
+    parts.fold(first, format::checksum_append)
+}
+
 /// The buffer and the messages in the order of writing.
-pub(super) fn chunks_of(buffer: &Arc<Body>, bodies: Vec<(usize, Arc<Body>)>) -> Vec<Chunk> {
+pub(super) fn chunks_of(buffer: &Arc<Body>, bodies: Vec<(usize, Chunk)>) -> Vec<Chunk> {
     let mut chunks = Vec::with_capacity(bodies.len() * 2 + 1);
     let mut done = 0;
     let part = |range: Range<usize>| Chunk { body: buffer.clone(), range };
-    for (behind, body) in bodies {
+    for (behind, chunk) in bodies {
         chunks.push(part(done..behind));
         done = behind;
-        let range = 0..body.bytes.len();
-        chunks.push(Chunk { body, range });
+        chunks.push(chunk);
     }
     chunks.push(part(done..buffer.bytes.len()));
     chunks.retain(|chunk| !chunk.range.is_empty());

@@ -130,7 +130,7 @@ impl StoredMessage {
     pub fn into_parts(mut self) -> (Envelope, Arc<Body>) {
         self.octets.truncate(self.body.end);
         self.octets.drain(..self.body.start);
-        (self.envelope, Arc::new(Body { bytes: self.octets, facts: self.facts }))
+        (self.envelope, Arc::new(Body { bytes: self.octets.into(), facts: self.facts }))
     }
 }
 

@@ -261,7 +261,7 @@ fn message(mid: u64, to: &[&str], body: &[u8]) -> NewMessage {
         listener: "in".into(),
         cause: Some(Mid(3)),
         body: Arc::new(Body {
-            bytes: body.to_vec(),
+            bytes: body.to_vec().into(),
             facts: MessageFacts { leading_dot: true, eight_bit: false, utf8_header: true },
         }),
     }

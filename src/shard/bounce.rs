@@ -155,7 +155,7 @@ impl Shard {
             arrival_date: &header_date(self.clock.shown(delivery.arrival, now)),
             envelope: &message.envelope,
             profile,
-            original: &message.body.bytes,
+            original: &message.body.bytes.behind(0),
             original_octets: message.body.bytes.len() as u64,
             failed: &failed,
         })?;
@@ -243,7 +243,7 @@ fn new_report(
         bounce_profile: profile.name.clone(),
         listener: "report".into(),
         cause: Some(of),
-        body: Arc::new(crate::mail::Body { bytes: report.bytes, facts: report.facts }),
+        body: Arc::new(crate::mail::Body { bytes: report.bytes.into(), facts: report.facts }),
     }
 }
 

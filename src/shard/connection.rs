@@ -6,18 +6,20 @@
 //! to end, the socket is shut down and the read comes back.
 //!
 //! Limits: one receive buffer of [`RECEIVE_OCTETS`] a connection, of [`RECEIVE_OCTETS_MAX`] while
-//! its peer sends more than fits into the small one.
+//! its peer sends more than fits into the small one. A buffer that a message holds on to is
+//! replaced.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::io::{Gather, Recv, Send, Socket};
-use crate::mail::Mono;
+use crate::mail::{Mono, ReadBuffer};
 
 /// Room of the receive buffer, in octets.
 pub(super) const RECEIVE_OCTETS: usize = 16 * 1024;
@@ -144,7 +146,9 @@ pub(super) struct Connection {
     bell: Rc<Bell>,
     read: Option<Recv>,
     write: Option<Send>,
-    received: Vec<u8>,
+    received: Arc<ReadBuffer>,
+    /// Octets of it that are done with.
+    done: usize,
     /// The last read filled the buffer: more octets wait.
     more: bool,
     ended: bool,
@@ -155,8 +159,8 @@ impl Connection {
     #[must_use]
     pub(super) fn new(socket: Socket, bell: Rc<Bell>) -> Self {
         let read = Some(socket.recv(Vec::with_capacity(RECEIVE_OCTETS), false));
-        let received = Vec::new();
-        Self { socket, bell, read, write: None, received, more: false, ended: false }
+        let received = Arc::default();
+        Self { socket, bell, read, write: None, received, done: 0, more: false, ended: false }
     }
 
     /// Waits for the next thing to happen.
@@ -168,7 +172,13 @@ impl Connection {
     /// [`Connection::done_with`].
     #[must_use]
     pub(super) fn received(&self) -> &[u8] {
-        &self.received
+        self.received.octets().get(self.done..).unwrap_or_default()
+    }
+
+    /// The same for messages to hold on to: the buffer, and how much at its front is none of it.
+    #[must_use]
+    pub(super) fn shared(&self) -> (&Arc<ReadBuffer>, usize) {
+        (&self.received, self.done)
     }
 
     /// Forgets the first `count` octets received and posts the next read behind what is left.
@@ -176,17 +186,29 @@ impl Connection {
         if self.ended || self.read.is_some() {
             return;
         }
-        let mut buffer = std::mem::take(&mut self.received);
-        if count < buffer.len() {
-            buffer.drain(..count);
-            buffer.reserve(RECEIVE_OCTETS / 4);
-        } else if self.more {
-            buffer = Vec::with_capacity(RECEIVE_OCTETS_MAX);
-        } else if buffer.len() <= RECEIVE_OCTETS && buffer.capacity() > RECEIVE_OCTETS {
-            buffer = Vec::with_capacity(RECEIVE_OCTETS);
-        } else {
-            buffer.clear();
-        }
+        self.done += count;
+        let read = self.received.octets().len();
+        let room = match self.received.capacity() {
+            _ if self.more => RECEIVE_OCTETS_MAX,
+            _ if read <= RECEIVE_OCTETS => RECEIVE_OCTETS,
+            room => room,
+        };
+        let left = self.received();
+        let room = room.max(left.len() + RECEIVE_OCTETS / 4);
+        let buffer = match Arc::get_mut(&mut self.received) {
+            Some(received) if received.capacity() == room => {
+                let mut buffer = received.take();
+                buffer.drain(..self.done);
+                buffer
+            }
+            Some(_) | None => {
+                let mut buffer = Vec::with_capacity(room);
+                buffer.extend_from_slice(self.received());
+                self.received = Arc::default();
+                buffer
+            }
+        };
+        self.done = 0;
         self.read = Some(self.socket.recv(buffer, self.more));
     }
 
@@ -194,7 +216,7 @@ impl Connection {
     /// dialogue is not ready for more.
     pub(super) fn keep(&mut self, count: usize) {
         if self.read.is_none() {
-            self.received.drain(..count);
+            self.done += count;
         }
     }
 
@@ -248,7 +270,11 @@ impl Connection {
         {
             self.read = None;
             self.more = buffer.len() == buffer.capacity();
-            self.received = buffer;
+            match Arc::get_mut(&mut self.received) {
+                Some(received) => received.put(buffer),
+                None => self.received = Arc::new(ReadBuffer::from(buffer)),
+            }
+            self.done = 0;
             self.ended = !matches!(result, Ok(1..));
             return Poll::Ready(Happened::Received(result));
         }
@@ -260,6 +286,7 @@ impl Connection {
 mod tests {
     use super::super::io::{self, Backend, BoundListener, Files};
     use super::*;
+    use crate::mail::{Octets, Pins};
 
     async fn pair(backend: Backend) -> (Connection, Connection) {
         let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
@@ -328,6 +355,35 @@ mod tests {
             theirs.done_with(count);
         }
         reads
+    }
+
+    #[test]
+    fn a_buffer_that_a_message_holds_on_to_is_replaced() {
+        for backend in io::backends() {
+            io::run(backend, async {
+                let (mut ours, mut theirs) = pair(backend).await;
+                let pins = Arc::<Pins>::default();
+                ours.send(Gather::from(b"onetwo".to_vec()));
+                assert!(matches!(ours.next().await, Happened::Sent(Ok(()))));
+                assert!(matches!(theirs.next().await, Happened::Received(Ok(6))));
+                let (buffer, _) = theirs.shared();
+                let mut one = Octets::default();
+                one.push_run(buffer.run(&theirs.received()[..3], &pins).unwrap());
+                theirs.keep(3);
+                assert_eq!((theirs.received(), theirs.shared().1), (&b"two"[..], 3));
+                theirs.done_with(2);
+                assert_eq!(pins.octets(), RECEIVE_OCTETS as u64);
+                ours.send(Gather::from(b"three".to_vec()));
+                assert!(matches!(ours.next().await, Happened::Sent(Ok(()))));
+                assert!(matches!(theirs.next().await, Happened::Received(Ok(5))));
+                assert_eq!((theirs.received(), &*one.behind(0)), (&b"othree"[..], &b"one"[..]));
+                drop(one);
+                assert_eq!(pins.octets(), 0);
+                ours.close().await;
+                theirs.close().await;
+            })
+            .unwrap();
+        }
     }
 
     #[test]

@@ -135,7 +135,7 @@ mod tests {
             envid: None,
             recipients: vec![],
         };
-        let body = Arc::new(Body { bytes: vec![0; octets], facts: Default::default() });
+        let body = Arc::new(Body { bytes: vec![0; octets].into(), facts: Default::default() });
         Arc::new(Message { envelope, body, received_us: None })
     }
 

@@ -22,7 +22,7 @@ use super::{Shard, Stopping};
 use crate::config::{CommitMode, ListenerSettings};
 use crate::mail::{Body, Icid, Mailbox, Mid, Mono, Now, Rid};
 use crate::queue::{Full, NewMessage};
-use crate::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session, Transaction};
+use crate::smtp::server::{Abort, Gate, Input, Next, Peer, Refusal, Session, Transaction};
 
 /// How long accepting pauses when the system has no room for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -232,7 +232,14 @@ impl<'a> Client<'a> {
             if !self.has_memory(rest.len(), connection.bell(), now) {
                 return connection.keep(done);
             }
-            let step = self.session.handle_input(rest, &mut gate, now);
+            let input = match self.shard.receive_memory.pins() {
+                Some(pins) => {
+                    let (buffer, before) = connection.shared();
+                    Input::shared(buffer, before + done, pins)
+                }
+                None => Input::from(rest),
+            };
+            let step = self.session.handle_input(input, &mut gate, now);
             done += step.consumed;
             if !matches!(step.next, Next::Message(_)) {
                 self.share.settle(self.session.held_octets() as u64);

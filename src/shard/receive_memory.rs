@@ -21,20 +21,27 @@
 //! While a client waits nothing is read from it, and TCP holds it back. When the first of a line
 //! has stood there for [`CLOSE_MS`], new mail of that kind is refused at MAIL.
 //!
-//! Limits: the octets of `ringpost.receive_memory_octets`, and one small message more; a large
-//! message that is larger than their part is let in alone.
+//! Messages are not copied out of the buffers that they were read into, as long as the buffers
+//! that they hold on to take no more than an eighth of the memory, beside it.
+//!
+//! Limits: the octets of `ringpost.receive_memory_octets`, an eighth more for such buffers, and one
+//! small message more; a large message that is larger than their part is let in alone.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::connection::Bell;
 use crate::limits;
-use crate::mail::Mono;
+use crate::mail::{Mono, Pins};
 use crate::smtp::server::Wanted;
 
 /// The part of messages that are not large: one in this many.
 const SMALL_PARTS: u64 = 4;
+
+/// The buffers that messages hold on to: as much again as one in this many parts.
+const PINNED_PARTS: u64 = 8;
 
 /// What a small message may come to: its buffer may be twice as large as it.
 const SMALL_OCTETS_MAX: u64 = 2 * limits::INLINE_MESSAGE_OCTETS_MAX;
@@ -86,7 +93,10 @@ pub struct ReceiveUsage {
 
 /// The account of one shard.
 #[derive(Clone)]
-pub(super) struct ReceiveMemory(Rc<RefCell<Account>>);
+pub(super) struct ReceiveMemory {
+    account: Rc<RefCell<Account>>,
+    pins: Arc<Pins>,
+}
 
 struct Account {
     small: Pool,
@@ -131,12 +141,12 @@ impl ReceiveMemory {
         let (small, large) = parts(octets_max);
         let account =
             Account { small: pool(small), large: pool(large), held_waiting: 0, last_number: 0 };
-        Self(Rc::new(RefCell::new(account)))
+        Self { account: Rc::new(RefCell::new(account)), pins: Arc::default() }
     }
 
     /// Changes the limit. What is held above it is not touched.
     pub(super) fn set_octets_max(&self, octets_max: u64) {
-        let account = &mut *self.0.borrow_mut();
+        let account = &mut *self.account.borrow_mut();
         (account.small.octets_max, account.large.octets_max) = parts(octets_max);
         account.small.ring_first();
         account.large.ring_first();
@@ -145,20 +155,21 @@ impl ReceiveMemory {
     /// A share of nothing.
     #[must_use]
     pub(super) fn share(&self) -> Share {
-        Share {
-            account: self.0.clone(),
-            small: 0,
-            large: 0,
-            is_whole: false,
-            waits: None,
-            slow_at: Mono(0),
-        }
+        Share::none(self.account.clone())
+    }
+
+    /// Where the buffers count that messages hold on to; `None`: there are enough of them.
+    #[must_use]
+    pub(super) fn pins(&self) -> Option<&Arc<Pins>> {
+        let account = self.account.borrow();
+        let octets_max = account.small.octets_max + account.large.octets_max;
+        (self.pins.octets() < octets_max / PINNED_PARTS).then_some(&self.pins)
     }
 
     /// Is a new message of `declared` octets refused? One that declares nothing counts as small.
     #[must_use]
     pub(super) fn refuses(&self, declared: Option<u64>) -> bool {
-        let account = self.0.borrow();
+        let account = self.account.borrow();
         let is_large = declared.is_some_and(|size| size > limits::INLINE_MESSAGE_OCTETS_MAX);
         account.small.refuses || is_large && account.large.refuses
     }
@@ -166,13 +177,13 @@ impl ReceiveMemory {
     /// True while small messages hold more than their part: envelopes must not grow.
     #[must_use]
     pub(super) fn is_overdrawn(&self) -> bool {
-        let small = &self.0.borrow().small;
+        let small = &self.account.borrow().small;
         small.taken > small.octets_max + SMALL_OCTETS_MAX
     }
 
     /// Looks at the lines; whether new mail is refused from now on, when that has changed.
     pub(super) fn tick(&self, now: Mono) -> Option<bool> {
-        let account = &mut *self.0.borrow_mut();
+        let account = &mut *self.account.borrow_mut();
         let before = account.refuses();
         account.small.tick(now);
         account.large.tick(now);
@@ -182,7 +193,7 @@ impl ReceiveMemory {
     /// What there is to say of it.
     #[must_use]
     pub(super) fn usage(&self) -> ReceiveUsage {
-        let account = self.0.borrow();
+        let account = self.account.borrow();
         let (small, large) = (&account.small, &account.large);
         ReceiveUsage {
             octets: small.taken + large.taken,
@@ -264,6 +275,10 @@ impl Pool {
 }
 
 impl Share {
+    fn none(account: Rc<RefCell<Account>>) -> Self {
+        Self { account, small: 0, large: 0, is_whole: false, waits: None, slow_at: Mono(0) }
+    }
+
     /// Asks for what `wanted` says; `bell` rings when to ask again.
     pub(super) fn ask(&mut self, wanted: &Wanted, bell: &Rc<Bell>, now: Mono) -> Answer {
         if !wanted.in_message && self.account.borrow().small.refuses {
@@ -402,7 +417,7 @@ impl Share {
     /// The share of a message of `octets` octets that is complete; this one is empty then.
     #[must_use]
     pub(super) fn hand_over(&mut self, octets: u64) -> Share {
-        let empty = ReceiveMemory(self.account.clone()).share();
+        let empty = Self::none(self.account.clone());
         let mut share = std::mem::replace(self, empty);
         share.leave_line();
         share.is_whole = false;
@@ -452,8 +467,25 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mail::ReadBuffer;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn messages_hold_on_to_buffers_up_to_an_eighth_of_it() {
+        let memory = ReceiveMemory::new(8 * MIB);
+        let buffers: Vec<_> =
+            (0..20).map(|_| Arc::new(ReadBuffer::from(Vec::with_capacity(64 << 10)))).collect();
+        let hold = |buffer: &Arc<ReadBuffer>| buffer.run(buffer.octets(), memory.pins()?);
+        let held: Vec<_> = buffers.iter().map_while(hold).collect();
+        assert_eq!(held.len(), 16);
+        drop(buffers);
+        assert!(memory.pins().is_none());
+        drop(held);
+        assert!(memory.pins().is_some_and(|pins| pins.octets() == 0));
+        memory.set_octets_max(0);
+        assert!(memory.pins().is_none());
+    }
 
     /// A client that sends one message, as the shard drives it.
     struct Sender {

@@ -8,8 +8,8 @@
 //! (CVE-2023-51764, -51765, -51766). A bare CR or LF is an octet of its line that spoils the
 //! message; the caller refuses it at its true end. NUL is an octet like any other.
 //!
-//! Limits: a [`Receiver`] holds no bytes; what it writes to `out` is never more than it is given
-//! (plus the CRLF of [`Receiver::finish`]).
+//! Limits: a [`Receiver`] holds no bytes; what it gives to its [`Store`] is never more than it is
+//! given (plus the CRLF of [`Receiver::finish`]).
 
 use memchr::{memchr2, memmem, memrchr};
 
@@ -22,6 +22,19 @@ pub enum Framing {
     Dots,
     /// BDAT: the sizes of the chunks; octets as they are.
     Chunks,
+}
+
+/// Where the octets of a message go.
+pub trait Store {
+    /// Takes the next octets: as long a part of the input as belongs to the message, or a CR or
+    /// CRLF that is no part of it.
+    fn store(&mut self, octets: &[u8]);
+}
+
+impl Store for Vec<u8> {
+    fn store(&mut self, octets: &[u8]) {
+        self.extend_from_slice(octets);
+    }
 }
 
 /// What was noticed in a message so far. Each value depends on the bytes alone, never on how they
@@ -89,10 +102,10 @@ impl Receiver {
         &self.findings
     }
 
-    /// Takes octets up to the end of data or of the input, and appends the message's own octets
-    /// to `out`; without `out` they are checked and thrown away.
-    pub fn receive(&mut self, input: &[u8], mut out: Option<&mut Vec<u8>>) -> Taken {
-        // input[kept..at] belongs to the message and is not yet copied: nearly always all of it.
+    /// Takes octets up to the end of data or of the input, and stores the message's own octets in
+    /// `out`; without `out` they are checked and thrown away.
+    pub fn receive<S: Store>(&mut self, input: &[u8], mut out: Option<&mut S>) -> Taken {
+        // input[kept..at] belongs to the message and is not yet stored: nearly always all of it.
         let mut kept = 0;
         let mut at = 0;
         while let Some(&byte) = input.get(at) {
@@ -138,7 +151,7 @@ impl Receiver {
     ///
     /// # Panics
     /// Under [`Framing::Dots`].
-    pub fn finish(&mut self, mut out: Option<&mut Vec<u8>>) {
+    pub fn finish<S: Store>(&mut self, mut out: Option<&mut S>) {
         assert_eq!(self.framing, Framing::Chunks, "DATA ends with its dot");
         match self.place {
             Place::Start => {}
@@ -220,11 +233,14 @@ impl Receiver {
         self.place = next;
     }
 
-    fn keep(&mut self, octets: &[u8], out: &mut Option<&mut Vec<u8>>) {
+    fn keep<S: Store>(&mut self, octets: &[u8], out: &mut Option<&mut S>) {
+        if octets.is_empty() {
+            return;
+        }
         self.findings.octets += octets.len() as u64;
         self.findings.eight_bit = self.findings.eight_bit || !octets.is_ascii();
         if let Some(out) = out {
-            out.extend_from_slice(octets);
+            out.store(octets);
         }
     }
 }

@@ -465,6 +465,6 @@ pub(crate) fn message(mid: u64, to: &[String], octets: usize, cause: Option<Mid>
         bounce_profile: "default".into(),
         listener: "in".into(),
         cause,
-        body: Arc::new(Body { bytes: body(mid, octets), facts }),
+        body: Arc::new(Body { bytes: body(mid, octets).into(), facts }),
     }
 }

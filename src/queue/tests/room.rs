@@ -157,7 +157,7 @@ fn a_disk_that_takes_nothing_is_not_given_one_segment_after_the_other() {
 
 /// Appends messages of `octets` until one is refused; how many were taken.
 fn fill_with(rig: &mut Rig<MemMedium>, first: u64, octets: usize) -> u64 {
-    let body = Arc::new(Body { bytes: body(octets), facts: MessageFacts::default() });
+    let body = Arc::new(Body { bytes: body(octets).into(), facts: MessageFacts::default() });
     for mid in first.. {
         let new = message(mid, &["a@one.example"], b"");
         let new = NewMessage { cause: None, body: body.clone(), ..new };

@@ -18,7 +18,7 @@ pub enum Piece {
     Bytes(Vec<u8>),
     /// A part of a buffer that its owner uses again once the write is done.
     Commands(Arc<Vec<u8>>, Range<usize>),
-    /// A part of a message.
+    /// A part of a message that lies together.
     Body(Arc<Body>, Range<usize>),
 }
 
@@ -28,7 +28,7 @@ impl Piece {
             Self::Static(bytes) => bytes,
             Self::Bytes(bytes) => bytes,
             Self::Commands(buffer, range) => &buffer[range.clone()],
-            Self::Body(body, range) => &body.bytes[range.clone()],
+            Self::Body(body, range) => body.bytes.slice(range.clone()),
         }
     }
 }
@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_gather_written_in_any_steps_is_the_whole() {
-        let body = Arc::new(Body { bytes: b"0123456789".to_vec(), facts: Default::default() });
+        let body =
+            Arc::new(Body { bytes: b"0123456789".to_vec().into(), facts: Default::default() });
         for step in 1..14 {
             let pieces = vec![
                 Piece::Bytes(b"ab".to_vec()),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::outgoing::Outgoing;
 use crate::limits;
-use crate::mail::Body;
+use crate::mail::{Body, Octets};
 
 /// The final dot in a line of its own.
 const DOT: &[u8] = b".\r\n";
@@ -99,7 +99,9 @@ impl BodyWriter {
                 // Doubled dots at worst double the piece.
                 let end = self.at + left.min(limits::BODY_PIECE_OCTETS / 2);
                 let mut stuffed = Vec::with_capacity(end - self.at + 64);
-                stuff_into(&self.body.bytes[self.at..end], at_line_start, &mut stuffed);
+                for part in self.body.bytes.cut(self.at..end) {
+                    stuff_into(self.body.bytes.slice(part), at_line_start, &mut stuffed);
+                }
                 self.at = end;
                 out.bytes(stuffed);
             }
@@ -114,7 +116,7 @@ impl BodyWriter {
 
 /// What completes the last line and ends the data. A body that ends in the midst of CRLF gets the
 /// missing half: a carriage return never goes out alone (RFC 5321 2.3.8).
-fn end_of_data(body: &[u8]) -> &'static [u8] {
+fn end_of_data(body: &Octets) -> &'static [u8] {
     if body.is_empty() || body.ends_with(b"\r\n") {
         DOT
     } else if body.ends_with(b"\r") {
@@ -125,13 +127,13 @@ fn end_of_data(body: &[u8]) -> &'static [u8] {
 }
 
 /// What completes the last line alone.
-fn completion(body: &[u8]) -> &'static [u8] {
+fn completion(body: &Octets) -> &'static [u8] {
     let end = end_of_data(body);
     &end[..end.len() - DOT.len()]
 }
 
 /// Octets of the message as the peer counts them (RFC 1870 3): lines completed, dots not doubled.
-pub(super) fn octets_sent(body: &[u8]) -> u64 {
+pub(super) fn octets_sent(body: &Octets) -> u64 {
     u64::try_from(body.len() + completion(body).len()).unwrap_or(u64::MAX)
 }
 
@@ -153,7 +155,7 @@ mod tests {
 
     fn sent(bytes: &[u8], leading_dot: bool) -> (Vec<u8>, usize) {
         let facts = MessageFacts { leading_dot, ..MessageFacts::default() };
-        written(BodyWriter::new(Arc::new(Body { bytes: bytes.to_vec(), facts })))
+        written(BodyWriter::new(Arc::new(Body { bytes: bytes.to_vec().into(), facts })))
     }
 
     fn written(mut writer: BodyWriter) -> (Vec<u8>, usize) {
@@ -185,9 +187,9 @@ mod tests {
             (b"a\r", b"a\r\n"),
         ] {
             let facts = MessageFacts { leading_dot: true, ..MessageFacts::default() };
-            let writer = BodyWriter::counted(Arc::new(Body { bytes: body.to_vec(), facts }));
+            let writer = BodyWriter::counted(Arc::new(Body { bytes: body.to_vec().into(), facts }));
             assert_eq!(written(writer).0, wire);
-            assert_eq!(octets_sent(body), wire.len() as u64);
+            assert_eq!(octets_sent(&body.to_vec().into()), wire.len() as u64);
         }
     }
 
@@ -241,7 +243,7 @@ mod tests {
             let (wire, _) = sent(body.as_bytes(), true);
             let end = if last.is_empty() { "" } else { "\r\n" };
             let expected = format!("{body}{end}");
-            prop_assert_eq!(octets_sent(body.as_bytes()), expected.len() as u64);
+            prop_assert_eq!(octets_sent(&body.as_bytes().to_vec().into()), expected.len() as u64);
             prop_assert_eq!(received(&wire), expected.into_bytes());
         }
     }

@@ -135,7 +135,7 @@ pub enum Chunk {
     Body {
         /// The message.
         body: Arc<Body>,
-        /// Which octets of it.
+        /// Which octets of it; they lie together.
         range: Range<usize>,
     },
 }
@@ -148,7 +148,7 @@ impl Chunk {
             Self::Static(bytes) => bytes,
             Self::Bytes(bytes) => bytes,
             Self::Commands { buffer, range } => &buffer[range.clone()],
-            Self::Body { body, range } => &body.bytes[range.clone()],
+            Self::Body { body, range } => body.bytes.slice(range.clone()),
         }
     }
 }

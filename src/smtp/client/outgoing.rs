@@ -14,6 +14,9 @@ use super::Chunk;
 use crate::limits;
 use crate::mail::Body;
 
+/// A part of a message of so few octets, as our own header field is, goes with the commands.
+const PART_OCTETS_COPIED: usize = 512;
+
 /// What one write is made of.
 #[derive(Default, Debug)]
 pub(super) struct Outgoing {
@@ -45,9 +48,15 @@ impl Outgoing {
 
     /// Appends a part of a message.
     pub(super) fn body(&mut self, body: &Arc<Body>, range: Range<usize>) {
-        if !range.is_empty() {
-            self.cut();
-            self.chunks.push(Chunk::Body { body: Arc::clone(body), range });
+        let octets = range.len();
+        for range in body.bytes.cut(range) {
+            let part = body.bytes.slice(range.clone());
+            if part.len() <= PART_OCTETS_COPIED && part.len() < octets {
+                self.bytes.extend_from_slice(part);
+            } else {
+                self.cut();
+                self.chunks.push(Chunk::Body { body: Arc::clone(body), range });
+            }
         }
     }
 
@@ -98,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_buffer_is_used_again_once_its_chunks_are_gone() {
-        let body = Arc::new(Body { bytes: b"body".to_vec(), ..Body::default() });
+        let body = Arc::new(Body { bytes: b"body".to_vec().into(), ..Body::default() });
         let mut out = Outgoing::default();
         let mut write = |held: &[Chunk]| {
             out.begin();

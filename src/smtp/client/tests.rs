@@ -188,7 +188,7 @@ fn mail_with(recipients: usize, bytes: &[u8], facts: MessageFacts) -> Transactio
         ret: None,
         envid: None,
         recipients,
-        body: Arc::new(Body { bytes: bytes.to_vec(), facts }),
+        body: Arc::new(Body { bytes: bytes.to_vec().into(), facts }),
         strict: false,
     }
 }

@@ -7,7 +7,7 @@ use super::header::trace_of;
 use super::{Abort, Client, Gate, Progress, Refusal, Session, State, Transaction};
 use crate::limits;
 use crate::mail::time::Now;
-use crate::mail::{Enhanced, Envelope, Mailbox, MessageFacts, Recipient, Rid};
+use crate::mail::{Enhanced, Envelope, Mailbox, MessageFacts, Octets, Recipient, Rid};
 use crate::smtp::command::{self, Command, CommandError, ForwardPath, Mail, Rcpt};
 use crate::smtp::server::HeaderFields;
 
@@ -166,7 +166,7 @@ impl Session {
         self.transaction = Some(Box::new(Transaction {
             mid,
             envelope,
-            data: Vec::new(),
+            data: Octets::default(),
             received_octets: 0,
             facts: MessageFacts::default(),
             header: HeaderFields::default(),

@@ -4,6 +4,7 @@
 //! engine's. Never: the search for the end (`smtp/data`), what a good message is (`transaction`).
 
 use super::header::received_field;
+use super::input::Input;
 use super::transaction::Intake;
 use super::{Abort, Gate, Progress, Refusal, Session, State};
 use crate::limits;
@@ -60,18 +61,18 @@ impl Session {
             (false, true) => "ESMTP",
             (false, false) => "SMTP",
         };
-        // A size that is known saves the growth of the buffer; a false one costs no more than
-        // this. A large message gets its room from the caller.
+        // A large message gets its room from the caller.
         let known = transaction.size_declared.unwrap_or(0).max(announced);
         let expected = if known > limits::INLINE_MESSAGE_OCTETS_MAX { 0 } else { known };
         let expected = usize::try_from(expected).unwrap_or(0);
         let (trace, date) = (&client.trace, self.date.of(now.wall));
-        transaction.data = received_field(trace, protocol, transaction.mid, date, expected);
-        transaction.received_octets = transaction.data.len();
-        transaction.intake = Some(Intake::new(framing, now.mono));
+        let field = received_field(trace, protocol, transaction.mid, date);
+        transaction.received_octets = field.len();
+        transaction.intake = Some(Intake::new(framing, now.mono, field.len() + expected));
+        transaction.data = field.into();
     }
 
-    pub(super) fn take_data(&mut self, rest: &[u8], gate: &mut dyn Gate, now: Now) -> Progress {
+    pub(super) fn take_data(&mut self, rest: Input<'_>, gate: &mut dyn Gate, now: Now) -> Progress {
         if rest.is_empty() {
             return Progress::Starved;
         }
@@ -90,13 +91,13 @@ impl Session {
 
     pub(super) fn take_chunk(
         &mut self,
-        rest: &[u8],
+        rest: Input<'_>,
         remaining_before: u64,
         gate: &mut dyn Gate,
         now: Now,
     ) -> Progress {
         let wanted = usize::try_from(remaining_before).unwrap_or(usize::MAX);
-        let piece = &rest[..wanted.min(rest.len())];
+        let piece = rest.first(wanted);
         if piece.is_empty() && wanted > 0 {
             return Progress::Starved;
         }

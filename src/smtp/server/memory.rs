@@ -31,7 +31,7 @@ impl Session {
     /// Octets held of the message that comes in, its envelope with it.
     #[must_use]
     pub fn held_octets(&self) -> usize {
-        self.transaction.as_ref().map_or(0, |t| t.data.capacity() + t.envelope_octets)
+        self.transaction.as_ref().map_or(0, |t| t.data.held() + t.envelope_octets)
     }
 
     /// What taking `input` more octets wants; `None`: nothing of them will be kept, or nothing
@@ -59,7 +59,7 @@ impl Session {
         let large = as_u64(length.max(transaction.size_declared.map_or(0, as_usize)))
             > limits::INLINE_MESSAGE_OCTETS_MAX;
         // A buffer that is full becomes twice as large.
-        let capacity = transaction.data.capacity();
+        let capacity = transaction.data.held();
         let buffer = if length <= capacity { capacity } else { length.max(2 * capacity) };
         let envelope = transaction.envelope_octets;
         Some(Wanted {

@@ -26,6 +26,7 @@ mod answer;
 mod commands;
 mod gate;
 mod header;
+mod input;
 mod intake;
 mod memory;
 mod transaction;
@@ -36,6 +37,7 @@ use std::sync::Arc;
 
 pub use gate::{Abort, Gate, Refusal};
 pub use header::{HeaderFields, header_fields};
+pub use input::Input;
 pub use memory::Wanted;
 pub use transaction::Transaction;
 
@@ -195,12 +197,18 @@ impl Session {
     }
 
     /// Takes what was read, in order: all that the caller holds and has not been told is
-    /// consumed. It returns at the first of the reasons of [`Next`]. Replies collect in the
-    /// output, so that a pipelined group is answered with one write (RFC 2920 3.2).
-    pub fn handle_input(&mut self, input: &[u8], gate: &mut dyn Gate, now: Now) -> Step {
-        let mut consumed = 0;
+    /// consumed. Messages hold on to parts of it where the [`Input`] lets them. It returns at the
+    /// first of the reasons of [`Next`]. Replies collect in the output, so that a pipelined group
+    /// is answered with one write (RFC 2920 3.2).
+    pub fn handle_input<'a>(
+        &mut self,
+        input: impl Into<Input<'a>>,
+        gate: &mut dyn Gate,
+        now: Now,
+    ) -> Step {
+        let (input, mut consumed) = (input.into(), 0);
         loop {
-            let rest = &input[consumed..];
+            let rest = input.behind(consumed);
             if self.shutdown && self.state == State::Command {
                 self.stop(gate);
             }
@@ -213,9 +221,9 @@ impl Session {
                 return Step { consumed, next: Next::Write };
             }
             let progress = match self.state {
-                State::Command => self.take_line(rest, gate, now),
+                State::Command => self.take_line(&rest, gate, now),
                 State::Overlong { discarded, after_cr } => {
-                    self.discard_line(rest, discarded, after_cr)
+                    self.discard_line(&rest, discarded, after_cr)
                 }
                 State::Data => self.take_data(rest, gate, now),
                 State::Chunk { remaining, .. } => self.take_chunk(rest, remaining, gate, now),

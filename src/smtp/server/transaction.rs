@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use super::gate::Refusal;
 use super::header::{HeaderFields, header_fields};
+use super::input::Input;
 use crate::limits;
 use crate::mail::time::Now;
-use crate::mail::{Envelope, MessageFacts, Mid, Mono};
-use crate::smtp::data::{Framing, Receiver};
+use crate::mail::{Envelope, MessageFacts, Mid, Mono, Octets};
+use crate::smtp::data::{Framing, Receiver, Store};
 use crate::smtp::settings::{LongLines, ServerSettings};
 
 /// A message on its way in. Complete once it comes out of the session.
@@ -21,7 +22,7 @@ pub struct Transaction {
     /// Sender, recipients and their wishes.
     pub envelope: Envelope,
     /// Our Received field, then the message: un-dot-stuffed, every line ends with CRLF.
-    pub data: Vec<u8>,
+    pub data: Octets,
     /// Octets of our Received field at the start of `data`.
     pub received_octets: usize,
     /// What the message bytes need of a next hop.
@@ -49,39 +50,42 @@ pub(super) struct Intake {
     pub(super) refusal: Option<Refusal>,
     /// The bytes are kept; else they are checked and thrown away.
     stored: bool,
+    /// Octets that the message may come to, if that is known and worth a reservation; else 0.
+    expected_octets: usize,
 }
 
 impl Intake {
-    pub(super) fn new(framing: Framing, began: Mono) -> Self {
+    pub(super) fn new(framing: Framing, began: Mono, expected_octets: usize) -> Self {
         let receiver = Receiver::new(framing);
-        Self { framing, receiver, began, refusal: None, stored: true }
+        Self { framing, receiver, began, refusal: None, stored: true, expected_octets }
     }
 }
 
 impl Transaction {
-    /// The message itself, as the client sent it.
-    #[must_use]
-    pub fn message(&self) -> &[u8] {
-        &self.data[self.received_octets..]
-    }
-
     /// The value of Message-ID, unfolded and bounded. Foreign bytes.
     #[must_use]
     pub fn message_id(&self) -> Option<Vec<u8>> {
-        self.header.message_id(self.message())
+        self.header.message_id(self.front())
     }
 
     /// The value of Subject, unfolded and bounded. Foreign bytes.
     #[must_use]
     pub fn subject(&self) -> Option<Vec<u8>> {
-        self.header.subject(self.message())
+        self.header.subject(self.front())
+    }
+
+    /// The message as the client sent it, up to where it does not lie together any more.
+    fn front(&self) -> &[u8] {
+        let first = self.data.cut(self.received_octets..self.data.len()).next();
+        first.map_or(&[], |first| self.data.slice(first))
     }
 
     /// Takes message octets; gives how many, and whether the final dot was among them.
-    pub(super) fn receive(&mut self, input: &[u8], settings: &ServerSettings) -> (usize, bool) {
+    pub(super) fn receive(&mut self, input: Input<'_>, settings: &ServerSettings) -> (usize, bool) {
         let Some(intake) = &mut self.intake else { return (0, false) };
-        let out = intake.stored.then_some(&mut self.data);
-        let taken = intake.receiver.receive(input, out);
+        let expected_octets = intake.expected_octets;
+        let mut kept = Kept { data: &mut self.data, input, expected_octets };
+        let taken = intake.receiver.receive(&input, intake.stored.then_some(&mut kept));
         if intake.receiver.findings().octets > settings.message_octets_max {
             self.stop_storing();
         }
@@ -97,7 +101,7 @@ impl Transaction {
     pub(super) fn stop_storing(&mut self) {
         if let Some(intake) = &mut self.intake {
             intake.stored = false;
-            self.data = Vec::new();
+            self.data = Octets::default();
         }
     }
 
@@ -131,12 +135,19 @@ impl Transaction {
     /// The last octet came: completes the value, or says why the message is refused.
     pub(super) fn complete(&mut self, settings: &ServerSettings) -> Result<(), Refusal> {
         if let Some(intake) = self.intake.as_mut().filter(|i| i.framing == Framing::Chunks) {
-            intake.receiver.finish(intake.stored.then_some(&mut self.data));
+            let (input, expected_octets) = (Input::default(), 0);
+            let mut kept = Kept { data: &mut self.data, input, expected_octets };
+            intake.receiver.finish(intake.stored.then_some(&mut kept));
         }
         if let Some(refusal) = self.fault(settings) {
             return Err(refusal);
         }
-        self.header = header_fields(self.message());
+        self.header = header_fields(self.front());
+        if self.header.octets == self.front().len() {
+            // It may go on where the message does not lie together any more.
+            self.data.bring_together();
+            self.header = header_fields(self.front());
+        }
         if self.header.octets > limits::HEADER_OCTETS_MAX {
             return Err(Refusal::new(554, 6, 0, "Header too big"));
         }
@@ -152,5 +163,26 @@ impl Transaction {
             };
         }
         Ok(())
+    }
+}
+
+/// Keeps what comes in: where it lies, or as a copy.
+struct Kept<'a> {
+    data: &'a mut Octets,
+    input: Input<'a>,
+    expected_octets: usize,
+}
+
+impl Store for Kept<'_> {
+    fn store(&mut self, octets: &[u8]) {
+        // A large message has room for itself.
+        let has_room = self.data.spare() >= octets.len();
+        if let Some(run) = self.input.run(octets).filter(|_| !has_room) {
+            return self.data.push_run(run);
+        }
+        // A size that is known saves the growth of the buffer; a false one costs no more than
+        // this.
+        self.data.reserve_exact(self.expected_octets.saturating_sub(self.data.len()));
+        self.data.push(octets);
     }
 }

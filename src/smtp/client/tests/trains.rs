@@ -165,7 +165,7 @@ fn message(key: u64, kinds: &[&str]) -> Transaction {
         ret: None,
         envid: None,
         recipients: (0..).zip(&addresses).map(recipient).collect(),
-        body: Arc::new(Body { bytes: text.into_bytes(), facts }),
+        body: Arc::new(Body { bytes: text.into_bytes().into(), facts }),
         strict: has("strict"),
     }
 }
@@ -504,10 +504,10 @@ fn a_late_refusal_on_an_idle_connection_accuses_nobody() {
 
 fn large(key: u64, octets: usize) -> Transaction {
     let mut transaction = message(key, &[]);
-    let mut bytes = transaction.body.bytes.clone();
+    let mut bytes = transaction.body.bytes.behind(0).into_owned();
     bytes.resize(octets - 2, b'x');
     bytes.extend_from_slice(b"\r\n");
-    transaction.body = Arc::new(Body { bytes, facts: MessageFacts::default() });
+    transaction.body = Arc::new(Body { bytes: bytes.into(), facts: MessageFacts::default() });
     transaction
 }
 

@@ -1,0 +1,310 @@
+//! The octets of a message, left where they were received.
+//!
+//! Owns: [`ReadBuffer`], the buffer of one read, shared by the messages that lie in it; [`Octets`],
+//! a message as runs of octets, most of them in such buffers; [`Pins`], the account of what that
+//! keeps in memory. Never: which octets belong to a message.
+//!
+//! Limits: a message holds on to the whole buffers that it lies in, sixteen times its own size at
+//! worst. [`Pins`] tells how much that is in all; who receives stops sharing above a bound of its
+//! own.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Octets of the buffers that messages hold on to.
+///
+/// Relaxed: a sum that nothing else is ordered by.
+#[derive(Debug, Default)]
+pub struct Pins(AtomicU64);
+
+impl Pins {
+    /// The sum.
+    #[must_use]
+    pub fn octets(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What one read brought, and room for the next one.
+#[derive(Debug, Default)]
+pub struct ReadBuffer {
+    octets: Vec<u8>,
+    pinned: OnceLock<Arc<Pins>>,
+}
+
+impl ReadBuffer {
+    /// What was read.
+    #[must_use]
+    pub fn octets(&self) -> &[u8] {
+        &self.octets
+    }
+
+    /// Room of the buffer, in octets.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.octets.capacity()
+    }
+
+    /// Takes in what was read.
+    pub fn put(&mut self, octets: Vec<u8>) {
+        self.unpin();
+        self.octets = octets;
+    }
+
+    /// Gives the buffer away, with what was read in it.
+    #[must_use]
+    pub fn take(&mut self) -> Vec<u8> {
+        self.unpin();
+        std::mem::take(&mut self.octets)
+    }
+
+    /// The part of the buffer that `octets` are, to be held on to; `None` when they are none.
+    /// From the first run on the buffer counts in `pins`, until it is used again or dropped.
+    #[must_use]
+    pub fn run(self: &Arc<Self>, octets: &[u8], pins: &Arc<Pins>) -> Option<Run> {
+        let start = octets.as_ptr().addr().checked_sub(self.octets.as_ptr().addr())?;
+        let range = start..start.checked_add(octets.len())?;
+        self.octets.get(range.clone())?;
+        self.pinned.get_or_init(|| {
+            pins.0.fetch_add(self.octets.capacity() as u64, Ordering::Relaxed);
+            pins.clone()
+        });
+        Some(Run { buffer: self.clone(), range })
+    }
+
+    fn unpin(&mut self) {
+        if let Some(pins) = self.pinned.take() {
+            pins.0.fetch_sub(self.octets.capacity() as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+impl From<Vec<u8>> for ReadBuffer {
+    fn from(octets: Vec<u8>) -> Self {
+        Self { octets, pinned: OnceLock::new() }
+    }
+}
+
+impl Drop for ReadBuffer {
+    fn drop(&mut self) {
+        self.unpin();
+    }
+}
+
+/// A part of a buffer.
+#[derive(Clone, Debug)]
+pub struct Run {
+    buffer: Arc<ReadBuffer>,
+    range: Range<usize>,
+}
+
+impl Run {
+    fn octets(&self) -> &[u8] {
+        &self.buffer.octets[self.range.clone()]
+    }
+}
+
+/// The octets of a message: some of its own, then runs that lie where they were received.
+#[derive(Clone, Debug, Default)]
+pub struct Octets {
+    own: Vec<u8>,
+    runs: Vec<Run>,
+    run_octets: usize,
+}
+
+impl Octets {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.own.len() + self.run_octets
+    }
+
+    /// True when there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Octets of memory that are held for these alone, or that they take of a buffer.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.own.capacity() + self.run_octets
+    }
+
+    /// Octets that can be copied in without more memory.
+    #[must_use]
+    pub fn spare(&self) -> usize {
+        self.own.capacity() - self.own.len()
+    }
+
+    /// Makes room for `additional` more octets that are copied in.
+    pub fn reserve_exact(&mut self, additional: usize) {
+        self.bring_together();
+        self.own.reserve_exact(additional);
+    }
+
+    /// Appends a copy of `octets`. All that came before is brought together first.
+    pub fn push(&mut self, octets: &[u8]) {
+        self.bring_together();
+        self.own.extend_from_slice(octets);
+    }
+
+    /// Appends a run as it lies.
+    pub fn push_run(&mut self, run: Run) {
+        self.run_octets += run.range.len();
+        self.runs.push(run);
+    }
+
+    /// Copies all runs into the message's own octets.
+    pub fn bring_together(&mut self) {
+        self.own.reserve(self.run_octets);
+        self.runs.drain(..).for_each(|run| self.own.extend_from_slice(run.octets()));
+        self.run_octets = 0;
+    }
+
+    /// The parts that lie together, in their order.
+    pub fn slices(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&self.own[..]).chain(self.runs.iter().map(Run::octets))
+    }
+
+    /// `range` cut into parts for [`Octets::slice`].
+    pub fn cut(&self, range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let mut end = 0;
+        self.slices().filter_map(move |slice| {
+            let start = end;
+            end += slice.len();
+            let part = range.start.max(start)..range.end.min(end);
+            (!part.is_empty()).then_some(part)
+        })
+    }
+
+    /// The octets of `range`, which lie together.
+    ///
+    /// # Panics
+    /// When they do not: see [`Octets::cut`].
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> &[u8] {
+        let mut start = 0;
+        for slice in self.slices() {
+            if range.start < start + slice.len() {
+                return &slice[range.start - start..range.end - start];
+            }
+            start += slice.len();
+        }
+        assert!(range.is_empty(), "there are no octets at {range:?}");
+        &[]
+    }
+
+    /// All octets behind the first `from`, copied only if they do not lie together.
+    #[must_use]
+    pub fn behind(&self, from: usize) -> Cow<'_, [u8]> {
+        let mut parts = self.cut(from..self.len());
+        match (parts.next(), parts.next()) {
+            (None, _) => Cow::Borrowed(&[]),
+            (Some(only), None) => Cow::Borrowed(self.slice(only)),
+            (Some(first), Some(second)) => {
+                let rest = [first, second].into_iter().chain(parts);
+                Cow::Owned(rest.flat_map(|part| self.slice(part)).copied().collect())
+            }
+        }
+    }
+
+    /// Do they end with `end`?
+    #[must_use]
+    pub fn ends_with(&self, end: &[u8]) -> bool {
+        self.len().checked_sub(end.len()).is_some_and(|from| *self.behind(from) == *end)
+    }
+
+    /// As one vector.
+    #[must_use]
+    pub fn into_vec(mut self) -> Vec<u8> {
+        self.bring_together();
+        self.own
+    }
+}
+
+impl From<Vec<u8>> for Octets {
+    fn from(own: Vec<u8>) -> Self {
+        Self { own, ..Self::default() }
+    }
+}
+
+impl PartialEq for Octets {
+    fn eq(&self, other: &Self) -> bool {
+        self.behind(0) == other.behind(0)
+    }
+}
+
+impl Eq for Octets {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(octets: &[u8]) -> Arc<ReadBuffer> {
+        Arc::new(ReadBuffer::from(octets.to_vec()))
+    }
+
+    #[test]
+    fn runs_read_as_one_message_however_it_is_cut() {
+        let (first, second) = (received(b"xx2345yy"), received(b"6789"));
+        let pins = Arc::default();
+        let mut octets = Octets::from(b"01".to_vec());
+        octets.push_run(first.run(&first.octets()[2..6], &pins).unwrap());
+        octets.push_run(second.run(second.octets(), &pins).unwrap());
+        let whole = b"0123456789";
+        for from in 0..=whole.len() {
+            assert_eq!(*octets.behind(from), whole[from..]);
+            assert!(octets.ends_with(&whole[from..]) && !octets.ends_with(b"90"));
+            for to in from..=whole.len() {
+                let parts: Vec<_> = octets.cut(from..to).collect();
+                assert!(parts.iter().all(|part| !part.is_empty()));
+                let read: Vec<u8> =
+                    parts.into_iter().flat_map(|p| octets.slice(p).to_vec()).collect();
+                assert_eq!(read, whole[from..to]);
+            }
+        }
+        assert_eq!(octets, Octets::from(whole.to_vec()));
+        octets.push(b"a");
+        assert_eq!((octets.runs.len(), octets.into_vec()), (0, b"0123456789a".to_vec()));
+    }
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn what_does_not_lie_together_is_no_slice() {
+        let buffer = received(b"23");
+        let mut octets = Octets::from(b"01".to_vec());
+        octets.push_run(buffer.run(buffer.octets(), &Arc::default()).unwrap());
+        assert!(octets.slice(1..3).is_empty());
+    }
+
+    #[test]
+    fn only_octets_of_the_buffer_are_a_run_of_it() {
+        let (buffer, pins) = (received(b"0123"), Arc::default());
+        let other = b"0123".to_vec();
+        assert!(buffer.run(&other, &pins).is_none());
+        assert!(buffer.run(b"", &pins).is_none_or(|run| run.octets().is_empty()));
+        assert_eq!(buffer.run(&buffer.octets()[1..3], &pins).unwrap().octets(), b"12");
+    }
+
+    #[test]
+    fn a_buffer_counts_once_until_it_is_used_again_or_dropped() {
+        let pins = Arc::<Pins>::default();
+        let mut buffer = received(b"0123");
+        let room = buffer.octets.capacity() as u64;
+        let run = buffer.run(&buffer.octets()[..2], &pins).unwrap();
+        let other = buffer.run(&buffer.octets()[2..], &pins).unwrap();
+        assert_eq!(pins.octets(), room);
+        drop((run, other));
+        assert_eq!(Arc::get_mut(&mut buffer).unwrap().take(), b"0123");
+        assert_eq!(pins.octets(), 0);
+        Arc::get_mut(&mut buffer).unwrap().put(b"4567".to_vec());
+        let run = buffer.run(buffer.octets(), &pins).unwrap();
+        drop(buffer);
+        assert_eq!((pins.octets(), run.octets()), (4, &b"4567"[..]));
+        drop(run);
+        assert_eq!(pins.octets(), 0);
+    }
+}
