@@ -67,6 +67,7 @@ impl Session {
             }
             self.output.extend_from_slice(b"\r\n");
             self.output.extend_from_slice(&first.behind);
+            self.has_verdict = true;
         }
     }
 

@@ -96,6 +96,8 @@ pub struct Session {
     date: Date,
     transaction: Option<Box<Transaction>>,
     output: Vec<u8>,
+    /// There is a verdict in the output.
+    has_verdict: bool,
     /// Messages that are with the engine for their verdict, in their order.
     in_hand: VecDeque<InHand>,
     /// The connection is gone: verdicts have nobody to go to.
@@ -169,6 +171,7 @@ impl Session {
             date: Date::default(),
             transaction: None,
             output: Vec::new(),
+            has_verdict: false,
             in_hand: VecDeque::new(),
             lost: false,
             errors: 0,
@@ -288,13 +291,18 @@ impl Session {
     /// The replies to be written now, in one write. Empty when there is nothing to say.
     #[must_use = "replies that were taken are gone"]
     pub fn take_output(&mut self) -> Vec<u8> {
+        self.has_verdict = false;
         std::mem::take(&mut self.output)
     }
 
-    /// True when there is output to write.
+    /// True when there is output to write. What stands before the verdict on a message in hand
+    /// goes with it, for the client has sent that message without waiting for more: a train of
+    /// messages wakes its client once, not twice.
     #[must_use]
     pub fn has_output(&self) -> bool {
+        let may_wait = !self.in_hand.is_empty() && !self.has_verdict;
         !self.output.is_empty()
+            && (!may_wait || self.output.len() >= limits::SERVER_OUTPUT_OCTETS_MAX)
     }
 
     /// True when the connection is to be closed once the output is written.

@@ -343,16 +343,18 @@ fn a_client_goes_on_while_verdicts_are_due_and_replies_keep_their_order() {
         }
     }
     assert_eq!((at, mids.len()), (input.len(), 3));
+    assert!(!rig.session.has_output(), "nobody waits for what stands before a verdict");
     let mut said = |mid: Mid| {
         rig.session.answer_accepted(TestProof, mid, rig.now);
-        String::from_utf8(rig.session.take_output()).unwrap()
+        rig.session.has_output().then(|| String::from_utf8(rig.session.take_output()).unwrap())
     };
     let envelope = "250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n";
     let queued = |mid: Mid| format!("250 2.0.0 Ok: queued as {mid}\r\n");
-    assert_eq!(said(mids[2]), envelope);
-    assert_eq!(said(mids[0]), format!("{}{envelope}", queued(mids[0])));
+    assert_eq!(said(mids[2]), None);
+    let first = format!("{envelope}{}{envelope}", queued(mids[0]));
+    assert_eq!(said(mids[0]), Some(first));
     let rest = format!("{}{envelope}{}250 2.0.0 Ok\r\n", queued(mids[1]), queued(mids[2]));
-    assert_eq!(said(mids[1]), rest);
+    assert_eq!(said(mids[1]), Some(rest));
     assert!(!rig.session.has_message_in_hand());
 }
 
