@@ -65,6 +65,16 @@ struct Travel {
 }
 
 impl Travel {
+    /// Message 1 is the only one left in its segment.
+    fn begun(medium: &MemMedium) -> (Self, usize) {
+        let mut travel = Self { rig: Rig::open(medium.clone(), options(8 * MIB)), next_mid: 1 };
+        (0..18).for_each(|_| travel.append());
+        assert!(travel.rig.tick(1_000));
+        let first = travel.segment_of(1).unwrap();
+        travel.deliver_others(first);
+        (travel, first)
+    }
+
     fn append(&mut self) {
         self.rig.append(self.next_mid, &["a@one.example"], &body(200_000));
         self.next_mid += 1;
@@ -120,11 +130,7 @@ impl Travel {
 #[test]
 fn what_a_failed_sync_holds_is_held_for_ever() {
     let medium = MemMedium::default();
-    let mut travel = Travel { rig: Rig::open(medium.clone(), options(8 * MIB)), next_mid: 1 };
-    (0..18).for_each(|_| travel.append());
-    assert!(travel.rig.tick(1_000));
-    let first = travel.segment_of(1).unwrap();
-    travel.deliver_others(first);
+    let (mut travel, first) = Travel::begun(&medium);
     let second = travel.until_moved(first);
     let name = travel.rig.queue.segments[first].header.segment;
     while !travel.rig.queue.segments[first].poisoned {
@@ -162,11 +168,7 @@ fn what_a_failed_sync_holds_is_held_for_ever() {
 fn a_copy_that_cannot_be_read_does_not_count_yet() {
     for (is_torn, is_delivered) in [(false, false), (true, false), (false, true), (true, true)] {
         let medium = MemMedium::default();
-        let mut travel = Travel { rig: Rig::open(medium.clone(), options(8 * MIB)), next_mid: 1 };
-        (0..18).for_each(|_| travel.append());
-        assert!(travel.rig.tick(1_000));
-        let first = travel.segment_of(1).unwrap();
-        travel.deliver_others(first);
+        let (mut travel, first) = Travel::begun(&medium);
         travel.until_moved(first);
         let plan = travel.rig.queue.read_plan(travel.handle_of(1).unwrap()).unwrap();
         let cut = medium.after_power_cut(|| false);
