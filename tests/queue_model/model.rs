@@ -57,6 +57,8 @@ struct Life {
     handles: BTreeMap<Key, Handle>,
     next_mid: u64,
     bug: Bug,
+    /// Several effects fail before a crash, not one.
+    fails_often: bool,
 }
 
 /// Lives the life of a seed; panics when the promise is broken.
@@ -64,6 +66,7 @@ pub(crate) fn live(seed: u64, bug: Bug) {
     let mut life = Life::new(seed, None, bug);
     let has_found = crate::FOUND.contains(&seed) || crate::FOUND_LATER.contains(&seed);
     life.rig.syncs_beside = seed.is_multiple_of(3) && !has_found;
+    life.fails_often = !crate::FOUND_SLOW.contains(&seed);
     let faults = bug == Bug::None && life.random.one_in(3);
     let stalls = bug == Bug::None && life.random.one_in(3);
     for _ in 0..4 {
@@ -141,6 +144,7 @@ impl Life {
             handles: BTreeMap::new(),
             next_mid: 1 << 20,
             bug,
+            fails_often: false,
         }
     }
 
@@ -152,9 +156,10 @@ impl Life {
                     self.rig.write_only();
                 }
                 // The one that fails, where one does, is among them more often.
-                let is_due = self.rig.failing.is_some_and(|at| at >= self.rig.effects);
+                let (effects, often) = (self.rig.effects, self.fails_often);
+                let is_due = self.rig.failing.is_some_and(|at| often || at >= effects);
                 if is_due && self.random.one_in(4) {
-                    self.rig.failing = Some(self.rig.effects);
+                    self.rig.failing = Some(effects);
                 }
                 self.hear();
             }
