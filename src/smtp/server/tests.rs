@@ -828,6 +828,32 @@ fn the_cut_of_the_reads_changes_nothing() {
 }
 
 /// Pieces of a dialogue, whole and broken.
+/// The header is read as a whole, wherever it is cut in two.
+#[test]
+fn a_header_may_lie_in_two_reads() {
+    let fields: String = (0..60)
+        .map(|n| format!("Received: from host-{n}\r\n by other; {n}\r\nX-{n}: y\r\n"))
+        .collect();
+    let header = format!("{fields}Subject: gr\u{fc}n\r\n\r\n");
+    let message = format!("{header}{}", "z\r\n".repeat(1500)).into_bytes();
+    let start = format!(
+        "MAIL FROM:<a@b.example> SMTPUTF8\r\nRCPT TO:<c@d.example>\r\nBDAT {} LAST\r\n",
+        message.len()
+    );
+    for cut in 1000..header.len() + 10 {
+        let mut rig = Rig::ready();
+        rig.shares = true;
+        rig.send(start.as_bytes());
+        rig.send(&message[..cut]);
+        rig.send(&message[cut..]);
+        let [taken] = &rig.messages[..] else { panic!("{}", rig.replies) };
+        assert_eq!(taken.header.octets, header.len() - 2, "cut at {cut}");
+        assert_eq!((taken.header.received_fields, taken.facts.utf8_header), (60, true));
+        assert_eq!(taken.subject().unwrap(), "gr\u{fc}n".as_bytes());
+        assert_eq!(text(taken), message);
+    }
+}
+
 fn fragment() -> impl Strategy<Value = Vec<u8>> {
     let known: Vec<&[u8]> = vec![
         b"EHLO x\r\n",

@@ -132,6 +132,14 @@ impl Transaction {
         }
     }
 
+    /// True when the header may go on where the message does not lie together any more: the line
+    /// that ended it is cut off there, and may be a field.
+    fn is_header_cut(&self) -> bool {
+        let front = self.front();
+        let is_all = self.received_octets + front.len() == self.data.len();
+        !is_all && memchr::memchr(b'\n', &front[self.header.octets..]).is_none()
+    }
+
     /// The last octet came: completes the value, or says why the message is refused.
     pub(super) fn complete(&mut self, settings: &ServerSettings) -> Result<(), Refusal> {
         if let Some(intake) = self.intake.as_mut().filter(|i| i.framing == Framing::Chunks) {
@@ -143,8 +151,7 @@ impl Transaction {
             return Err(refusal);
         }
         self.header = header_fields(self.front());
-        if self.header.octets == self.front().len() {
-            // It may go on where the message does not lie together any more.
+        if self.is_header_cut() {
             self.data.bring_together();
             self.header = header_fields(self.front());
         }
