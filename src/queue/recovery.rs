@@ -44,7 +44,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::Ordering;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::format::{
     self, ExtentPlace, Geometry, Header, NameKind, SegmentId, SegmentKind, Slot, SlotOctets,
@@ -92,6 +92,10 @@ struct Opening<'a, M: Medium> {
     now: Now,
     /// Groups of a copy number above 0, and such as cannot be read: segment, first slot, entries.
     copies: Vec<(usize, u32, u32)>,
+    /// Messages that cannot be read and stay as they are.
+    left: HashSet<Mid>,
+    /// Slots that could be read of each table: behind them a load from the mapping is a signal.
+    slots_read: HashMap<usize, u32>,
     /// Groups with a body in extents: segment, first slot, entries.
     large: Vec<(usize, u32, u32, Vec<ExtentPlace>)>,
     /// Recipients that are held, and why; segment, slot.
@@ -119,6 +123,8 @@ impl Queue {
             recovered: Recovered::default(),
             now,
             copies: Vec::new(),
+            left: HashSet::new(),
+            slots_read: HashMap::new(),
             large: Vec::new(),
             held: Vec::new(),
             flights: Vec::new(),
@@ -236,6 +242,7 @@ impl<M: Medium> Opening<'_, M> {
             let end = geometry.slots.min(first + PIECE_SLOTS);
             let octets = &mut buffer[..(end - first) as usize * format::SLOT_OCTETS];
             self.medium.read_at(&self.files[segment], geometry.slot_offset(first), octets)?;
+            self.slots_read.insert(segment, end);
             let (slots, _) = octets.as_chunks::<{ format::SLOT_OCTETS }>();
             // Each use begins with the first slot.
             let later = if first == 0 { self.later_use(segment, slots) } else { None };

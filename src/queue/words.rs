@@ -5,7 +5,7 @@
 use super::early::is_early;
 use super::format::{OutcomeWord, Slot, State, StateWord};
 use super::{LastOutcome, Queue, index};
-use crate::mail::{Accepted, Handle, Mid, PossiblyAccepted, Rid, Wall};
+use crate::mail::{Accepted, Handle, PossiblyAccepted, Rid, Wall};
 
 /// What a change came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,22 +145,6 @@ impl Queue {
         self.counts.pending -= 1;
         self.counts.damaged += 1;
         true
-    }
-
-    /// The unsettled recipients of a handle with their message, mark in flight and copy number.
-    pub(super) fn copies_of(&self, handle: Handle) -> Vec<(Rid, Mid, (bool, u16))> {
-        let Some(record) = self.index.get(handle) else { return Vec::new() };
-        let segment = &self.segments[usize::from(record.segment)];
-        let slots = record.first_slot..record.first_slot + u32::from(record.entries);
-        let entry = |slot| match segment.slot(slot) {
-            Ok(Slot::Entry(entry)) => {
-                let word = segment.state(slot);
-                let rank = (word.in_flight, entry.copy);
-                (!word.state.is_settled()).then_some((entry.rid, entry.mid, rank))
-            }
-            Ok(Slot::Message(_) | Slot::Extents(_)) | Err(_) => None,
-        };
-        slots.filter_map(entry).collect()
     }
 
     /// A higher copy of the recipient stands elsewhere.

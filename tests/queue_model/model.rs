@@ -57,8 +57,8 @@ struct Life {
     handles: BTreeMap<Key, Handle>,
     next_mid: u64,
     bug: Bug,
-    /// Several effects fail before a crash, not one.
-    fails_often: bool,
+    /// Several effects fail before a crash, not one, and the power may go during a start.
+    is_harder: bool,
 }
 
 /// Lives the life of a seed; panics when the promise is broken.
@@ -66,7 +66,7 @@ pub(crate) fn live(seed: u64, bug: Bug) {
     let mut life = Life::new(seed, None, bug);
     let has_found = crate::FOUND.contains(&seed) || crate::FOUND_LATER.contains(&seed);
     life.rig.syncs_beside = seed.is_multiple_of(3) && !has_found;
-    life.fails_often = !crate::FOUND_SLOW.contains(&seed);
+    life.is_harder = !has_found && !crate::FOUND_SLOW.contains(&seed);
     let faults = bug == Bug::None && life.random.one_in(3);
     let stalls = bug == Bug::None && life.random.one_in(3);
     for _ in 0..4 {
@@ -144,7 +144,7 @@ impl Life {
             handles: BTreeMap::new(),
             next_mid: 1 << 20,
             bug,
-            fails_often: false,
+            is_harder: false,
         }
     }
 
@@ -156,8 +156,8 @@ impl Life {
                     self.rig.write_only();
                 }
                 // The one that fails, where one does, is among them more often.
-                let (effects, often) = (self.rig.effects, self.fails_often);
-                let is_due = self.rig.failing.is_some_and(|at| often || at >= effects);
+                let (effects, any) = (self.rig.effects, self.is_harder);
+                let is_due = self.rig.failing.is_some_and(|at| any || at >= effects);
                 if is_due && self.random.one_in(4) {
                     self.rig.failing = Some(effects);
                 }
@@ -384,21 +384,25 @@ impl Life {
         }
     }
 
+    /// Some of what was not synced is lost, or torn.
+    fn after_power_cut(&mut self, medium: &MemMedium) -> MemMedium {
+        let kept = self.random.below(4);
+        let random = &mut self.random;
+        medium.after_power_cut(|| match random.below(5) {
+            4 => Sector::Torn(usize::try_from(random.below(64)).unwrap()),
+            drawn => Sector::from(drawn < kept),
+        })
+    }
+
     /// The process dies, or the power; what is there afterwards is held against the model.
     fn crash(&mut self) {
         self.hear();
-        let power = self.random.one_in(2);
+        let mut power = self.random.one_in(2);
         self.rig.medium.stall(None);
-        let medium = if power {
-            let kept = self.random.below(4);
-            let random = &mut self.random;
-            self.rig.medium.after_power_cut(|| match random.below(5) {
-                4 => Sector::Torn(usize::try_from(random.below(64)).unwrap()),
-                drawn => Sector::from(drawn < kept),
-            })
-        } else {
-            self.rig.medium.clone()
-        };
+        let mut medium = self.rig.medium.clone();
+        if power {
+            medium = self.after_power_cut(&medium);
+        }
         let now = self.rig.now;
         let (unstalled_ms, failed) = (self.rig.unstalled_ms(), self.rig.failed_segments.clone());
         // A crash during recovery, twice: an error, or death before the log is written.
@@ -410,6 +414,10 @@ impl Life {
                     died.queue.end_flights();
                 }
                 medium.fail(None, false);
+                if self.is_harder && self.random.one_in(3) {
+                    power = true;
+                    medium = self.after_power_cut(&medium);
+                }
             }
         }
         let (tells_late, syncs_beside) = (self.rig.tells_late, self.rig.syncs_beside);

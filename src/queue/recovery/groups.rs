@@ -163,6 +163,7 @@ impl<M: Medium> Opening<'_, M> {
         self.recovered.note(RecoveryCase::Unreadable, text);
         self.queue.segments[segment].has_damage = true;
         self.unread.insert(self.queue.directory_of(segment));
+        self.left.insert(message.mid);
         self.copies.push((segment, first, message.entries));
         if !extents.is_empty() {
             self.large.push((segment, first, message.entries, extents));

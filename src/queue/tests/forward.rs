@@ -209,6 +209,42 @@ fn a_copy_that_cannot_be_read_does_not_count_yet() {
     }
 }
 
+/// A copy of message 1 is written, and not synced.
+fn half_copied() -> (MemMedium, Now) {
+    let medium = MemMedium::default();
+    let (Travel { mut rig, .. }, _) = Travel::begun(&medium);
+    let (mut is_read, mut is_written) = (false, false);
+    while !is_written {
+        rig.now = rig.now.plus_ms(100);
+        rig.queue.tick(rig.now);
+        while !is_written && let Some(effect) = rig.queue.next_effect() {
+            is_read |= matches!(effect, Effect::Read { .. });
+            is_written = is_read && matches!(effect, Effect::Write { .. });
+            rig.perform(effect, false);
+        }
+    }
+    (medium, rig.now)
+}
+
+/// kill -9 then, and the power goes during the start after it, which believed the copy: it stood in
+/// the page cache alone.
+#[test]
+fn a_copy_is_on_disk_before_its_original_is_given_up() {
+    for call in 0.. {
+        let (medium, now) = half_copied();
+        medium.fail(Some(call), true);
+        let opened = Queue::open(&medium, options(8 * MIB), now);
+        let is_whole = medium.fail(None, false) <= call;
+        let mut again = Rig::open(medium.after_power_cut(|| false), options(8 * MIB));
+        assert!(again.contents().contains_key(&(1, 0)), "call {call}: message 1 is lost");
+        if is_whole {
+            let notes = opened.unwrap().recovered.notes;
+            assert!(notes.iter().any(|note| note.case == RecoveryCase::Superseded), "{notes:?}");
+            break;
+        }
+    }
+}
+
 /// A recipient of a large message is settled, the rest is copied forward and settled there. Before
 /// the extents are used again the first settlement is durable: or a power cut would bring that
 /// recipient back without a body.
