@@ -147,7 +147,7 @@ impl Queue {
         true
     }
 
-    /// A higher copy of the recipient stands elsewhere.
+    /// Another copy of the recipient counts, or says that it is settled.
     pub(super) fn superseded(&mut self, handle: Handle, rid: Rid) -> bool {
         self.settle(handle, rid, State::Moved).applied
     }
