@@ -2,28 +2,60 @@
 //!
 //! Owns: [`ReadBuffer`], the buffer of one read, shared by the messages that lie in it; [`Octets`],
 //! a message as runs of octets, most of them in such buffers; [`Pins`], the account of what that
-//! keeps in memory. Never: which octets belong to a message.
+//! keeps in memory, and the buffers that messages have let go. Never: which octets belong to a
+//! message.
 //!
 //! Limits: a message holds on to the whole buffers that it lies in, sixteen times its own size at
 //! worst. [`Pins`] tells how much that is in all; who receives stops sharing above a bound of its
-//! own.
+//! own. [`SPARE_OCTETS_MAX`] octets of buffers that were let go are kept.
 
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Octets of the buffers that messages hold on to.
-///
-/// Relaxed: a sum that nothing else is ordered by.
+/// Buffers that were let go are kept up to this many octets in all.
+pub const SPARE_OCTETS_MAX: usize = 4 << 20;
+
+/// The buffers that messages hold on to, and those that they have let go.
 #[derive(Debug, Default)]
-pub struct Pins(AtomicU64);
+pub struct Pins {
+    /// Relaxed: a sum that nothing else is ordered by.
+    octets: AtomicU64,
+    spare: Mutex<Spare>,
+}
+
+/// Buffers without a reader. The one that was let go last is used first, for its octets are still
+/// in the processor's cache; an allocator hands blocks of this size out in turn, each of them
+/// colder than the one before, and to receive into cold memory is what receiving costs.
+#[derive(Debug, Default)]
+struct Spare {
+    buffers: Vec<Vec<u8>>,
+    octets: usize,
+}
 
 impl Pins {
-    /// The sum.
+    /// Octets of the buffers that messages hold on to.
     #[must_use]
     pub fn octets(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.octets.load(Ordering::Relaxed)
+    }
+
+    fn let_go(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.octets + buffer.capacity() <= SPARE_OCTETS_MAX {
+            spare.octets += buffer.capacity();
+            spare.buffers.push(buffer);
+        }
+    }
+
+    fn spare(&self, capacity: usize) -> Option<Vec<u8>> {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |buffer: &Vec<u8>| buffer.capacity() == capacity;
+        let buffer = spare.buffers.iter().rposition(fits).map(|at| spare.buffers.remove(at))?;
+        spare.octets -= capacity;
+        Some(buffer)
     }
 }
 
@@ -68,16 +100,23 @@ impl ReadBuffer {
         let range = start..start.checked_add(octets.len())?;
         self.octets.get(range.clone())?;
         self.pinned.get_or_init(|| {
-            pins.0.fetch_add(self.octets.capacity() as u64, Ordering::Relaxed);
+            pins.octets.fetch_add(self.octets.capacity() as u64, Ordering::Relaxed);
             pins.clone()
         });
         Some(Run { buffer: self.clone(), range })
     }
 
-    fn unpin(&mut self) {
-        if let Some(pins) = self.pinned.take() {
-            pins.0.fetch_sub(self.octets.capacity() as u64, Ordering::Relaxed);
-        }
+    /// An empty buffer beside this one that messages hold on to.
+    #[must_use]
+    pub fn another(&self, capacity: usize) -> Vec<u8> {
+        let spare = self.pinned.get().and_then(|pins| pins.spare(capacity));
+        spare.unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    fn unpin(&mut self) -> Option<Arc<Pins>> {
+        let pins = self.pinned.take()?;
+        pins.octets.fetch_sub(self.octets.capacity() as u64, Ordering::Relaxed);
+        Some(pins)
     }
 }
 
@@ -89,7 +128,9 @@ impl From<Vec<u8>> for ReadBuffer {
 
 impl Drop for ReadBuffer {
     fn drop(&mut self) {
-        self.unpin();
+        if let Some(pins) = self.unpin() {
+            pins.let_go(std::mem::take(&mut self.octets));
+        }
     }
 }
 
@@ -306,5 +347,28 @@ mod tests {
         assert_eq!((pins.octets(), run.octets()), (4, &b"4567"[..]));
         drop(run);
         assert_eq!(pins.octets(), 0);
+    }
+
+    #[test]
+    fn what_was_let_go_last_is_used_first_and_not_too_much_is_kept() {
+        let pins = Arc::<Pins>::default();
+        let pinned = |octets: usize| {
+            let buffer = Arc::new(ReadBuffer::from(vec![0; octets]));
+            buffer.run(&buffer.octets()[..1], &pins).unwrap();
+            buffer
+        };
+        let quarter = SPARE_OCTETS_MAX / 4;
+        let (first, last, large, reader) =
+            (pinned(quarter), pinned(quarter), pinned(2 * quarter), pinned(1));
+        let at = [last.octets.as_ptr(), first.octets.as_ptr()];
+        drop((first, last, large));
+        // There was room for these; the next one is too much.
+        drop(pinned(quarter));
+        assert_eq!(pins.spare.lock().unwrap().octets, SPARE_OCTETS_MAX);
+        let taken = [reader.another(quarter), reader.another(quarter)];
+        assert_eq!(taken.each_ref().map(|buffer| buffer.as_ptr()), at);
+        assert!(taken.iter().all(|buffer| buffer.is_empty() && buffer.capacity() == quarter));
+        assert_eq!(reader.another(quarter).capacity(), quarter);
+        assert_eq!(pins.spare.lock().unwrap().octets, 2 * quarter);
     }
 }

@@ -202,7 +202,7 @@ impl Connection {
                 buffer
             }
             Some(_) | None => {
-                let mut buffer = Vec::with_capacity(room);
+                let mut buffer = self.received.another(room);
                 buffer.extend_from_slice(self.received());
                 self.received = Arc::default();
                 buffer
