@@ -31,8 +31,8 @@ fn one_message(log: &mut MailLog, now: Now, mid: Mid, parts: &(Mailbox, Mailbox,
 
 fn mail_log(c: &mut Criterion) {
     let mailbox = |text: &str| Mailbox::parse(text.as_bytes()).expect("an address");
-    let text = b"2.0.0 Ok: queued as 3jjSKc6HnKz4GTHJ"[..].into();
-    let reply = Reply { code: 250, enhanced: None, lines: vec![text] };
+    let lines = ["2.0.0 Ok: queued as 3jjSKc6HnKz4GTHJ"].iter().collect();
+    let reply = Reply { code: 250, enhanced: None, lines };
     let parts = (mailbox("bounces+4711@out.example.net"), mailbox("user@example.com"), reply);
     let mut log = MailLog::new(TimeZone::system(), LogDetail::Full);
     let mut now = Now { mono: Mono(0), wall: Wall(1_404_292_507_000) };

@@ -25,5 +25,5 @@ pub use outcome::{
     Accepted, ConnectionCause, ConnectionFailure, PossiblyAccepted, ProofOfSafety,
     RecipientOutcome, Shortage, Stage,
 };
-pub use status::{Enhanced, Failure, Reply};
+pub use status::{Enhanced, Failure, Reply, ReplyLines};
 pub use time::{Mono, Now, Wall};

@@ -5,6 +5,7 @@
 //! A `Result::Err` elsewhere means that we or our machine failed; a remote failure is a value.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// An enhanced status code (RFC 3463): class 2, 4 or 5, subject and detail 0..999.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -120,7 +121,40 @@ pub struct Reply {
     /// The enhanced code at the start of the text, when its class fits the code (RFC 2034).
     pub enhanced: Option<Enhanced>,
     /// The text of each line without code, separator and CRLF. Foreign bytes: escape before use.
-    pub lines: Vec<Box<[u8]>>,
+    pub lines: ReplyLines,
+}
+
+/// The text of a reply, line by line; a clone shares it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReplyLines {
+    /// A line feed stands between two lines, for it cannot stand in one.
+    text: Arc<[u8]>,
+}
+
+impl ReplyLines {
+    /// Takes over lines with a line feed between each two of them.
+    #[must_use]
+    pub fn separated(text: &[u8]) -> Self {
+        Self { text: text.into() }
+    }
+
+    /// The lines, at least one.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.text.split(|octet| *octet == b'\n')
+    }
+}
+
+impl<T: AsRef<[u8]>> FromIterator<T> for ReplyLines {
+    fn from_iter<I: IntoIterator<Item = T>>(lines: I) -> Self {
+        let mut text = Vec::new();
+        for (place, line) in lines.into_iter().enumerate() {
+            if place > 0 {
+                text.push(b'\n');
+            }
+            text.extend_from_slice(line.as_ref());
+        }
+        Self::separated(&text)
+    }
 }
 
 impl Reply {
@@ -211,7 +245,11 @@ mod tests {
 
     #[test]
     fn a_code_of_another_class_is_not_believed() {
-        let reply = Reply { code: 451, enhanced: Some(Enhanced::new(5, 1, 1)), lines: vec![] };
+        let reply = Reply {
+            code: 451,
+            enhanced: Some(Enhanced::new(5, 1, 1)),
+            lines: ReplyLines::default(),
+        };
         assert_eq!(Failure::from_reply(reply).status, Enhanced::new(4, 3, 0));
     }
 }

@@ -11,7 +11,7 @@ use super::settings::QueueSettings;
 use super::*;
 use crate::mail::{
     Accepted, Body, BodyKind, Dcid, Icid, Mailbox, MessageFacts, Notify, Now, Recipient, Reply,
-    Ret, ShardId,
+    ReplyLines, Ret, ShardId,
 };
 
 mod adopt;
@@ -268,7 +268,8 @@ fn message(mid: u64, to: &[&str], body: &[u8]) -> NewMessage {
 }
 
 fn accepted() -> Accepted {
-    Accepted::from_end_of_data(Reply { code: 250, enhanced: None, lines: vec![] }).unwrap()
+    Accepted::from_end_of_data(Reply { code: 250, enhanced: None, lines: ReplyLines::default() })
+        .unwrap()
 }
 
 fn last() -> LastOutcome {

@@ -184,12 +184,12 @@ fn sign_of_refusal(stage: Stage, failure: &Failure) -> Sign {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mail::{Accepted, Enhanced, Reply};
+    use crate::mail::{Accepted, Enhanced, Reply, ReplyLines};
 
     fn reply(code: u16, enhanced: Option<(u16, u16)>) -> Reply {
         let class = if code >= 500 { 5 } else { 4 };
         let enhanced = enhanced.map(|(subject, detail)| Enhanced::new(class, subject, detail));
-        Reply { code, enhanced, lines: vec![] }
+        Reply { code, enhanced, lines: ReplyLines::default() }
     }
 
     #[test]
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn other_outcomes() {
-        let done = Reply { code: 250, enhanced: None, lines: vec![] };
+        let done = Reply { code: 250, enhanced: None, lines: ReplyLines::default() };
         let accepted = RecipientOutcome::Accepted(Accepted::from_end_of_data(done).unwrap());
         assert_eq!(
             (effect_of(&accepted), sign_of(&accepted)),

@@ -154,9 +154,10 @@ fn for_now(mut failure: Failure) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mail::ReplyLines;
 
     fn failure(code: u16) -> Failure {
-        Failure::from_reply(Reply { code, enhanced: None, lines: vec![b"text"[..].into()] })
+        Failure::from_reply(Reply { code, enhanced: None, lines: ["text"].iter().collect() })
     }
 
     fn broken() -> Failure {
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn everything_that_is_no_refusal() {
-        let accepted = Reply { code: 250, enhanced: None, lines: vec![] };
+        let accepted = Reply { code: 250, enhanced: None, lines: ReplyLines::default() };
         let accepted = Accepted::from_end_of_data(accepted).unwrap();
         let unfit = Failure::local(Enhanced::new(5, 6, 3), "8BITMIME not offered");
         let table = [

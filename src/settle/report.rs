@@ -310,7 +310,7 @@ fn diagnostic(failure: &Failure, octets_max: usize) -> String {
         Some(reply) => reply.code.to_string(),
         None => ascii(&failure.detail, octets_max),
     };
-    for said in failure.reply.iter().flat_map(|reply| &reply.lines) {
+    for said in failure.reply.iter().flat_map(|reply| reply.lines.iter()) {
         let room = octets_max.saturating_sub(text.len() + 1);
         if room == 0 {
             break;

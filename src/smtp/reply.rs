@@ -17,7 +17,7 @@
 use std::fmt;
 
 use crate::limits;
-use crate::mail::{Enhanced, Reply};
+use crate::mail::{Enhanced, Reply, ReplyLines};
 
 /// Why bytes are no reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +74,9 @@ pub struct ReplyParser {
     after_cr: bool,
     /// The code and enhanced code of the first line.
     head: Option<(u16, Option<Enhanced>)>,
-    lines: Vec<Box<[u8]>>,
+    /// Its lines so far, with a line feed between each two of them.
+    text: Vec<u8>,
+    lines: usize,
 }
 
 impl ReplyParser {
@@ -149,17 +151,23 @@ impl ReplyParser {
             Some((first, _)) if first != code => return Err(Garbage::MixedCodes),
             Some(_) => {}
         }
-        if !last && self.lines.len() + 1 >= limits::REPLY_LINES_MAX {
+        if !last && self.lines + 1 >= limits::REPLY_LINES_MAX {
             return Err(Garbage::TooManyLines);
         }
-        self.lines.push(text.into());
+        if self.lines > 0 {
+            self.text.push(b'\n');
+        }
+        self.text.extend_from_slice(text);
+        self.lines += 1;
         Ok(last)
     }
 
     fn finish(&mut self) -> Reply {
         let (code, enhanced) = self.head.take().expect("a line was taken");
-        self.reply_octets = 0;
-        Reply { code, enhanced, lines: std::mem::take(&mut self.lines) }
+        let lines = ReplyLines::separated(&self.text);
+        self.text.clear();
+        (self.reply_octets, self.lines) = (0, 0);
+        Reply { code, enhanced, lines }
     }
 }
 
@@ -209,7 +217,7 @@ mod tests {
     }
 
     fn reply(code: u16, enhanced: Option<Enhanced>, lines: &[&[u8]]) -> Reply {
-        Reply { code, enhanced, lines: lines.iter().map(|line| (*line).into()).collect() }
+        Reply { code, enhanced, lines: lines.iter().collect() }
     }
 
     #[test]
@@ -270,7 +278,7 @@ mod tests {
     fn every_limit_holds_and_is_reached() {
         let line = |octets: usize| [b"250 ", &vec![b'x'; octets - 6][..], b"\r\n"].concat();
         let most = parse_in(&[&line(limits::REPLY_LINE_OCTETS_MAX)]).unwrap();
-        assert_eq!(most[0].lines[0].len(), limits::REPLY_LINE_OCTETS_KEPT - 4);
+        assert_eq!(most[0].lines.iter().next().unwrap().len(), limits::REPLY_LINE_OCTETS_KEPT - 4);
         let over = line(limits::REPLY_LINE_OCTETS_MAX + 1);
         assert_eq!(parse_in(&[&over]), Err(Garbage::TooLong));
         assert_eq!(parse_in(&over.chunks(1000).collect::<Vec<_>>()), Err(Garbage::TooLong));
@@ -278,7 +286,7 @@ mod tests {
         assert_eq!(parse_in(&[&near]), parse_in(&near.chunks(7).collect::<Vec<_>>()));
         let lines = |n: usize| [b"250-x\r\n".repeat(n - 1), b"250 x\r\n".to_vec()].concat();
         let most = parse_in(&[&lines(limits::REPLY_LINES_MAX)]).unwrap();
-        assert_eq!(most[0].lines.len(), limits::REPLY_LINES_MAX);
+        assert_eq!(most[0].lines.iter().count(), limits::REPLY_LINES_MAX);
         let over = lines(limits::REPLY_LINES_MAX + 1);
         assert_eq!(parse_in(&[&over]), Err(Garbage::TooManyLines));
         let wide = [b"250-", &vec![b'x'; 2000][..], b"\r\n"].concat().repeat(40);

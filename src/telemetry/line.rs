@@ -20,7 +20,7 @@ use jiff::tz::TimeZone;
 
 use crate::limits::LOG_LINE_OCTETS_MAX;
 use crate::mail::text::escape_into;
-use crate::mail::{Rid, Wall};
+use crate::mail::{ReplyLines, Rid, Wall};
 
 /// Octets of lines that may wait for the writer, per shard.
 pub const BUFFER_OCTETS_MAX: usize = 4 * 1024 * 1024;
@@ -223,7 +223,7 @@ impl Line<'_> {
     }
 
     /// The lines of a reply with the two characters `\n` between them.
-    pub fn joined(mut self, lines: &[Box<[u8]>]) -> Self {
+    pub fn joined(mut self, lines: &ReplyLines) -> Self {
         for (place, line) in lines.iter().enumerate() {
             if self.is_full() {
                 break;

@@ -434,7 +434,7 @@ fn failed<'a>(line: Line<'a>, dcid: Dcid, mid: Mid, rid: Rid, failure: &Failure)
     match &failure.reply {
         Some(reply) => {
             let line = line.text(" ('").number(u64::from(reply.code)).text("', ");
-            line.listed(reply.lines.iter().map(AsRef::as_ref)).text(")")
+            line.listed(reply.lines.iter()).text(")")
         }
         None => {
             let words = (!failure.detail.is_empty()).then_some(failure.detail.as_bytes());

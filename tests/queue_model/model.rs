@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use ringpost::mail::{Accepted, Enhanced, Handle, Mid, Now, Reply, Rid, Wall};
+use ringpost::mail::{Accepted, Enhanced, Handle, Mid, Now, Reply, ReplyLines, Rid, Wall};
 use ringpost::queue::format::Header;
 use ringpost::queue::memory::{MemMedium, Sector};
 use ringpost::queue::{LastOutcome, Medium, SegmentId, Ticket};
@@ -509,7 +509,8 @@ impl Life {
 }
 
 fn accepted() -> Accepted {
-    Accepted::from_end_of_data(Reply { code: 250, enhanced: None, lines: vec![] }).unwrap()
+    Accepted::from_end_of_data(Reply { code: 250, enhanced: None, lines: ReplyLines::default() })
+        .unwrap()
 }
 
 fn outcome() -> LastOutcome {

@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     fn parse(lines: &[&str]) -> Extensions {
-        let lines = lines.iter().map(|line| line.as_bytes().into()).collect();
+        let lines = lines.iter().collect();
         Extensions::from_ehlo(&Reply { code: 250, enhanced: None, lines })
     }
 

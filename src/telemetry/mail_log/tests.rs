@@ -23,8 +23,7 @@ fn domain(text: &str) -> Domain {
 
 fn reply(code: u16, lines: &[&str]) -> Reply {
     let enhanced = lines.first().and_then(|line| Enhanced::parse_prefix(line.as_bytes()));
-    let lines = lines.iter().map(|line| line.as_bytes().into()).collect();
-    Reply { code, enhanced, lines }
+    Reply { code, enhanced, lines: lines.iter().collect() }
 }
 
 fn rids(numbers: &[u32]) -> Vec<Rid> {
@@ -309,7 +308,7 @@ fn is_printable(line: &str) -> bool {
 }
 
 fn hostile_events(log: &mut MailLog, text: &[u8]) -> usize {
-    let lines = vec![text.into(), text.into()];
+    let lines = [text, text].iter().collect();
     let reply = Reply { code: 452, enhanced: None, lines };
     let words = String::from_utf8_lossy(text);
     let failure = Failure::from_reply(reply.clone());
@@ -352,7 +351,7 @@ fn a_long_reply_leaves_room_for_what_stands_behind_it() {
     for filler in ["x", "'", "\"'", "\n", "\u{e9}", "\u{202e}"] {
         assert_harmless(filler.repeat(70_000).as_bytes());
     }
-    let many = Reply { code: 431, enhanced: None, lines: vec![vec![b'y'; 500].into(); 128] };
+    let many = Reply { code: 431, enhanced: None, lines: vec![[b'y'; 500]; 128].iter().collect() };
     let lines = written(LogDetail::Full, |log| {
         connection_error(log, ConnectionCause::Reply(many.clone()), None);
         log.delayed(NOW, Dcid(1), Mid(1), Rid(0), &Failure::from_reply(many.clone()));
@@ -362,7 +361,7 @@ fn a_long_reply_leaves_room_for_what_stands_behind_it() {
         lines.next().unwrap().ends_with("' interface: 0.0.0.0 reason: unexpected SMTP response")
     );
     assert!(lines.next().unwrap().ends_with("'])"));
-    let empty = Reply { code: 431, enhanced: None, lines: vec![Box::default(); 5000] };
+    let empty = Reply { code: 431, enhanced: None, lines: [""; 5000].iter().collect() };
     let lines = written(LogDetail::Full, |log| {
         log.delayed(NOW, Dcid(1), Mid(1), Rid(0), &Failure::from_reply(empty.clone()));
     });

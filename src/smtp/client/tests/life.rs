@@ -137,7 +137,7 @@ fn a_failure_says_what_the_peer_said() {
     let reply = Reply {
         code: 550,
         enhanced: Some(Enhanced::new(5, 1, 1)),
-        lines: vec![(*b"5.1.1 no such").into(), (*b"5.1.1 user").into()],
+        lines: ["5.1.1 no such", "5.1.1 user"].iter().collect(),
     };
     let failure = Failure { status: Enhanced::new(5, 1, 1), reply: Some(reply), detail: "".into() };
     assert_eq!(pair.outcomes(), [RecipientOutcome::Refused { stage: Stage::Rcpt, failure }]);
