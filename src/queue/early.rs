@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use super::batch::Pending;
 use super::format::{State, StateWord};
-use super::{Change, Event, NewMessage, Queue, RecipientSummary, Safe, Summary, Ticket};
+use super::{Brief, Change, Event, NewMessage, Queue, RecipientSummary, Safe, Summary, Ticket};
 use crate::mail::{Domain, Handle, Mono, Rid, Wall};
 
 /// Set in every early handle.
@@ -248,14 +248,13 @@ impl Queue {
         }
     }
 
-    pub(super) fn early_begin(&mut self, handle: Handle, rids: &[Rid]) -> Vec<Rid> {
-        let Some((message, places)) = self.early.message_of(handle) else { return Vec::new() };
-        let mut begun = Vec::with_capacity(rids.len());
+    pub(super) fn early_begin(&mut self, handle: Handle, rids: &[Rid]) -> usize {
+        let Some((message, places)) = self.early.message_of(handle) else { return 0 };
+        let mut begun = 0;
         for place in places {
-            let rid = message.rid(place);
-            if message.fates[place] == Fate::Ready && rids.contains(&rid) {
+            if message.fates[place] == Fate::Ready && rids.contains(&message.rid(place)) {
                 message.fates[place] = Fate::InFlight;
-                begun.push(rid);
+                begun += 1;
             }
         }
         self.store_fates(handle);
@@ -369,7 +368,9 @@ impl Queue {
             match fate {
                 // Not applied where the table says so already; counted when it was accepted.
                 Fate::Settled(state) => drop_change(self.settle(*handle, rid, *state)),
-                Fate::InFlight => drop(self.begin(*handle, &[rid])),
+                Fate::InFlight => {
+                    self.begin(*handle, &[rid]);
+                }
                 Fate::Ready | Fate::Withdrawn => drop_change(self.release(*handle, rid)),
             }
         }
@@ -433,6 +434,28 @@ impl Queue {
             listener: new.listener.clone(),
             cause: new.cause,
         })
+    }
+
+    pub(super) fn early_brief(&self, handle: Handle) -> Option<Brief> {
+        let Some(Slot::Waits { message, .. }) = self.early.slot(handle) else { return None };
+        let new = &self.early.messages[*message as usize].as_ref()?.new;
+        Some(Brief {
+            mid: new.mid,
+            domain: self.early_domain(handle)?.clone(),
+            arrival: new.arrival,
+            bounce_profile: new.bounce_profile.clone(),
+        })
+    }
+
+    pub(super) fn see_early(&self, handle: Handle, mut see: impl FnMut(Rid, StateWord)) {
+        let Some(Slot::Waits { message, first, end }) = self.early.slot(handle) else { return };
+        let Some(message) = &self.early.messages[*message as usize] else { return };
+        let places = *first as usize..*end as usize;
+        for (place, fate) in message.order[places.clone()].iter().zip(&message.fates[places]) {
+            if matches!(fate, Fate::Ready | Fate::InFlight) {
+                see(message.new.envelope.recipients[*place as usize].rid, fate.word());
+            }
+        }
     }
 
     pub(super) fn early_domain(&self, handle: Handle) -> Option<&Domain> {

@@ -72,7 +72,7 @@ mod tests;
 pub use format::{SegmentId, State};
 pub use ids::Ids;
 pub use medium::FileMedium;
-pub use read::{Damaged, Piece, ReadPlan, RecipientSummary, StoredMessage, Summary};
+pub use read::{Brief, Damaged, Piece, ReadPlan, RecipientSummary, StoredMessage, Summary};
 pub use recovery::Opened;
 pub use report::{Options, Recovered, RecoveryCase, RecoveryNote};
 pub use segment::{Mapping, Medium};

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use super::early::is_early;
 use super::format::{
-    self, ExtentPlace, HeadTexts, MessageSlot, RecipientTexts, SegmentId, Slot, State, flags,
+    self, ExtentPlace, HeadTexts, MessageSlot, RecipientTexts, SegmentId, Slot, State, StateWord,
+    flags,
 };
 use super::{LastOutcome, Queue, index};
 use crate::limits;
@@ -65,6 +66,19 @@ pub struct Summary {
     pub listener: Arc<str>,
     /// The message it reports on.
     pub cause: Option<Mid>,
+}
+
+/// What an attempt needs to know of the message of a handle.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Brief {
+    /// The message.
+    pub mid: Mid,
+    /// The receiving domain.
+    pub domain: Domain,
+    /// When it came.
+    pub arrival: Wall,
+    /// Bounce profile of its listener.
+    pub bounce_profile: Arc<str>,
 }
 
 /// Octets to read.
@@ -158,6 +172,44 @@ impl Queue {
         }
     }
 
+    /// The part of [`Self::summary`] that attempts need; `None` as there.
+    #[must_use]
+    pub fn brief(&self, handle: Handle) -> Option<Brief> {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.early_brief(handle);
+        }
+        let record = self.index.get(handle)?;
+        let segment = &self.segments[usize::from(record.segment)];
+        let Ok(Slot::Message(message)) = segment.slot(record.message_slot) else { return None };
+        Some(Brief {
+            mid: message.mid,
+            domain: self.index.domain(record.destination).clone(),
+            arrival: message.arrival,
+            bounce_profile: segment.label(message.profile).unwrap_or_else(default_label),
+        })
+    }
+
+    /// Shows the recipients of a handle that are not settled, in the order of their RIDs, each with
+    /// its state. One whose slot is damaged in memory is passed over.
+    pub fn see_recipients(&self, handle: Handle, mut see: impl FnMut(Rid, StateWord)) {
+        let handle = self.current(handle);
+        if is_early(handle) {
+            return self.see_early(handle, see);
+        }
+        let Some(record) = self.index.get(handle) else { return };
+        let segment = &self.segments[usize::from(record.segment)];
+        for slot in self.slots(record) {
+            let word = segment.state(slot);
+            if word.state.is_settled() {
+                continue;
+            }
+            if let Ok(Slot::Entry(entry)) = segment.slot(slot) {
+                see(entry.rid, word);
+            }
+        }
+    }
+
     /// What is known of a handle; `None` when it is gone or its slots are damaged in memory.
     #[must_use]
     pub fn summary(&self, handle: Handle) -> Option<Summary> {
@@ -193,7 +245,6 @@ impl Queue {
                 })
             })
             .collect();
-        let default = || Arc::from("default");
         Some(Summary {
             mid: message.mid,
             domain: self.index.domain(record.destination).clone(),
@@ -204,8 +255,8 @@ impl Queue {
             body: body_kind(message.flags),
             smtputf8: message.flags & flags::SMTPUTF8 != 0,
             ret: ret(message.flags),
-            bounce_profile: segment.label(message.profile).unwrap_or_else(default),
-            listener: segment.label(message.listener).unwrap_or_else(default),
+            bounce_profile: segment.label(message.profile).unwrap_or_else(default_label),
+            listener: segment.label(message.listener).unwrap_or_else(default_label),
             cause: message.cause,
         })
     }
@@ -426,6 +477,11 @@ impl Queue {
         let right = address.domain() == self.index.domain(record.destination);
         right.then_some(Recipient { rid: entry.rid, address, notify: Notify(entry.notify), orcpt })
     }
+}
+
+/// Stands for a label whose record is damaged.
+fn default_label() -> Arc<str> {
+    Arc::from("default")
 }
 
 /// The checksum of the octets in use of an extent.

@@ -43,21 +43,20 @@ impl Queue {
         }
     }
 
-    /// Marks recipients as in flight, in force with [`Self::write_words`]. Gives those that were
+    /// Marks recipients as in flight, in force with [`Self::write_words`]. Gives how many were
     /// marked: pending, and not in flight yet.
-    #[must_use]
-    pub fn begin(&mut self, handle: Handle, rids: &[Rid]) -> Vec<Rid> {
+    pub fn begin(&mut self, handle: Handle, rids: &[Rid]) -> usize {
         let handle = self.current(handle);
         if is_early(handle) {
             return self.early_begin(handle, rids);
         }
-        let Some(record) = self.index.get(handle) else { return Vec::new() };
-        let mut begun = Vec::with_capacity(rids.len());
+        let Some(record) = self.index.get(handle) else { return 0 };
+        let mut begun = 0;
         for rid in rids {
             let Some((slot, word)) = self.pending_word(record, *rid) else { continue };
             if !word.in_flight {
                 self.put(record, slot, StateWord { in_flight: true, ..word });
-                begun.push(*rid);
+                begun += 1;
             }
         }
         begun

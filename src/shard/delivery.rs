@@ -17,7 +17,7 @@ use super::hot::{Lent, Message};
 use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
-use crate::queue::{RecipientSummary, State, Summary};
+use crate::queue::{Brief, Queue, State, Summary};
 use crate::route::{Choice, Host, HostSet};
 use crate::schedule::settings::BounceProfile;
 use crate::schedule::{DestinationId, Sign, retry};
@@ -47,7 +47,7 @@ pub(super) struct Delivery {
     /// The host whose turn it took.
     pub(super) host: usize,
     /// The failure on the last host tried.
-    pub(super) last: Option<(Failure, Dcid)>,
+    pub(super) last: Option<Box<(Failure, Dcid)>>,
     /// A host of this attempt failed for the moment: it may take later what another one cannot.
     pub(super) failed_for_now: bool,
     /// Every command waits for its reply: the repeat after a reply that spoke of our dialogue.
@@ -89,9 +89,9 @@ impl Shard {
         match step {
             // schedule: out of the queue comes an object, or several with few recipients each.
             Step::Ready(id, handle) => {
-                for delivery in self.take_up(id, handle) {
-                    self.go_on(Step::Route(delivery));
-                }
+                let Some(all) = self.take_up(id, handle) else { return };
+                let most = all.destination.controls.recipients_per_transaction_max;
+                self.split(all, most, |delivery| self.go_on(Step::Route(delivery)));
             }
             // route: a turn among the hosts that are up and not tried yet.
             Step::Route(mut delivery) => {
@@ -126,7 +126,7 @@ impl Shard {
             }
             // transact happened in `session`; settle: each recipient by its own outcome.
             Step::Answered { delivery, outcomes, at } => self.judge(delivery, outcomes, &at),
-            Step::NoHostLeft(mut delivery) => match delivery.last.take() {
+            Step::NoHostLeft(mut delivery) => match delivery.last.take().map(|last| *last) {
                 Some((failure, dcid)) => self.defer(delivery, failure, dcid),
                 None => self.no_host_is_up(delivery),
             },
@@ -174,32 +174,29 @@ impl Shard {
         }
     }
 
-    /// The recipients of a handle that are due, as deliveries of at most as many recipients as
-    /// one transaction takes. Those whose time in queue is over bounce here, before the attempt.
-    fn take_up(self: &Rc<Self>, id: DestinationId, handle: Handle) -> Vec<Delivery> {
-        let summary = self.queue.borrow().summary(handle);
-        let Some(summary) = summary else {
+    /// The recipients of a handle that are due. Those whose time in queue is over bounce here,
+    /// before the attempt.
+    fn take_up(self: &Rc<Self>, id: DestinationId, handle: Handle) -> Option<Delivery> {
+        let brief = self.queue.borrow().brief(handle);
+        let Some(brief) = brief else {
             self.queue.borrow_mut().forget_early(handle);
             self.destinations.borrow_mut().done(id);
-            return Vec::new();
+            return None;
         };
         let now = self.queue_now();
-        let due = due_at(&summary, now.wall);
-        let rids: Vec<Rid> = due.iter().map(|r| r.rid).collect();
-        let attempts = due.iter().map(|r| u32::from(r.attempts)).max().unwrap_or(0);
-        let all = self.delivery_of(handle, &summary, rids, attempts);
+        let (rids, attempts) = due_at(&self.queue.borrow(), handle, now.wall);
+        let all = self.delivery_of(handle, &brief, rids, attempts);
         let under_way = UnderWay { id, pieces: 1, sign: Sign::Mailbox, waits: false };
         self.under_way.borrow_mut().insert(handle, under_way);
         if all.rids.is_empty() {
             self.end_piece(handle);
-            return Vec::new();
+            return None;
         }
         if self.clock.is_expired(&all.profile, all.arrival, now.mono) {
             self.bounce(all, retry::expiry_failure(), Dcid(0), None);
-            return Vec::new();
+            return None;
         }
-        let most = all.destination.controls.recipients_per_transaction_max;
-        self.split(all, most)
+        Some(all)
     }
 
     /// A ready delivery whose time in queue is over before it got its turn.
@@ -231,18 +228,18 @@ impl Shard {
     fn delivery_of(
         &self,
         handle: Handle,
-        summary: &Summary,
+        brief: &Brief,
         rids: Vec<Rid>,
         attempts: u32,
     ) -> Delivery {
-        let profile = &summary.bounce_profile;
+        let profile = &brief.bounce_profile;
         Delivery {
             handle,
-            mid: summary.mid,
+            mid: brief.mid,
             rids,
-            destination: self.destination(&summary.domain),
-            profile: self.config().bounce_profile_for(profile, &summary.domain).clone(),
-            arrival: summary.arrival,
+            destination: self.destination(&brief.domain),
+            profile: self.config().bounce_profile_for(profile, &brief.domain).clone(),
+            arrival: brief.arrival,
             attempts,
             tried: HostSet::default(),
             host: NO_HOST,
@@ -252,16 +249,15 @@ impl Shard {
         }
     }
 
-    /// Pieces of at most `most` recipients.
-    pub(super) fn split(&self, delivery: Delivery, most: u32) -> Vec<Delivery> {
+    /// Gives `each` the pieces of at most `most` recipients, nearly always one.
+    pub(super) fn split(&self, delivery: Delivery, most: u32, mut each: impl FnMut(Delivery)) {
         let most = usize::try_from(most.max(1)).unwrap_or(usize::MAX);
         if delivery.rids.len() <= most {
-            return vec![delivery];
+            return each(delivery);
         }
-        let pieces: Vec<_> =
-            delivery.rids.chunks(most).map(|rids| delivery.part(rids.to_vec())).collect();
+        let pieces = delivery.rids.chunks(most);
         self.count_pieces(delivery.handle, pieces.len() - 1);
-        pieces
+        pieces.for_each(|rids| each(delivery.part(rids.to_vec())));
     }
 
     pub(super) fn count_pieces(&self, handle: Handle, more: usize) {
@@ -276,9 +272,8 @@ impl Shard {
         let served = self.lane(&delivery.destination, host);
         let id = self.id_of(delivery.handle);
         self.hold_back_no_more(delivery.handle, &served);
-        let pieces = self.split(delivery, served.host.recipients_max(u32::MAX));
         let mut lane = served.lane.borrow_mut();
-        pieces.into_iter().for_each(|piece| lane.push_bound(piece));
+        self.split(delivery, served.host.recipients_max(u32::MAX), |piece| lane.push_bound(piece));
         if let (true, Some(id)) = (bound, id) {
             lane.block(id);
             self.holds_up(&served);
@@ -338,7 +333,7 @@ impl Shard {
     pub(super) fn begin(&self, delivery: &Delivery, dcid: Dcid) {
         // Recipients that the operator settled meanwhile are not in the list any more; a mark
         // that could not be set belongs to one that goes out all the same, at least once.
-        drop(self.queue.borrow_mut().begin(delivery.handle, &delivery.rids));
+        self.queue.borrow_mut().begin(delivery.handle, &delivery.rids);
         self.log(|log, now| log.delivery_start(now, dcid, delivery.mid, &delivery.rids));
     }
 
@@ -351,7 +346,7 @@ impl Shard {
     /// All hosts are down and none was tried: not an attempt. It waits for one to come up, until
     /// its time in queue ends.
     fn no_host_is_up(self: &Rc<Self>, delivery: Delivery) {
-        if let Some((failure, dcid)) = delivery.last.clone() {
+        if let Some((failure, dcid)) = delivery.last.as_deref().cloned() {
             return self.defer(delivery, failure, dcid);
         }
         delivery.destination.forget_refusals_of_down_hosts(self.now().mono);
@@ -437,7 +432,7 @@ impl Delivery {
     pub(super) fn host_failed(&mut self, failure: Failure, dcid: Dcid) {
         self.tried.insert(self.host);
         self.failed_for_now |= failure.status.class == 4;
-        self.last = Some((failure, dcid));
+        self.last = Some(Box::new((failure, dcid)));
     }
 
     /// Its index of `host`, if that is an untried one of the priority of its present host.
@@ -455,19 +450,27 @@ impl Delivery {
     }
 }
 
-/// The recipients to be attempted at `now`. A handle without one that is due was made ready
-/// before its time, by a wake-up or by the operator: all that are deferred go then.
-fn due_at(summary: &Summary, now: Wall) -> Vec<&RecipientSummary> {
+/// The recipients to be attempted at `now`, and the most attempts that one of them has had. A
+/// handle without one that is due was made ready before its time, by a wake-up or by the operator:
+/// all that are deferred go then.
+fn due_at(queue: &Queue, handle: Handle, now: Wall) -> (Vec<Rid>, u32) {
     let by = |now: Wall| {
-        let is_due = move |r: &&RecipientSummary| match r.state {
-            State::Ready => true,
-            State::Deferred => r.next_attempt <= now,
-            _ => false,
-        };
-        summary.recipients.iter().filter(is_due).collect::<Vec<_>>()
+        let (mut rids, mut attempts) = (Vec::with_capacity(1), 0);
+        queue.see_recipients(handle, |rid, word| {
+            let is_due = match word.state {
+                State::Ready => true,
+                State::Deferred => word.next_attempt <= now,
+                _ => false,
+            };
+            if is_due {
+                rids.push(rid);
+                attempts = attempts.max(u32::from(word.attempts));
+            }
+        });
+        (rids, attempts)
     };
     let due = by(now);
-    if due.is_empty() { by(Wall(u64::MAX)) } else { due }
+    if due.0.is_empty() { by(Wall(u64::MAX)) } else { due }
 }
 
 /// When the first pending recipient is due; ready ones are due at once.

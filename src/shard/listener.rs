@@ -303,18 +303,16 @@ impl<'a> Client<'a> {
     /// Gives a complete message to the queue; the verdict comes with its commit.
     fn hand_in(&mut self, transaction: Transaction, connection: &Connection, now: Now) {
         let mid = transaction.mid;
-        let sender = transaction.envelope.sender.clone();
-        let (message_id, subject) = (transaction.message_id(), transaction.subject());
-        let octets = transaction.data.len() as u64;
         let share = self.share.hand_over(transaction.octets());
         self.shard.log(|log, now| {
-            if let Some(id) = &message_id {
-                log.message_id(now, mid, id);
+            if let Some(id) = transaction.message_id() {
+                log.message_id(now, mid, &id);
             }
-            if let Some(subject) = &subject {
-                log.subject(now, mid, subject);
+            if let Some(subject) = transaction.subject() {
+                log.subject(now, mid, &subject);
             }
-            log.ready(now, mid, octets, sender.as_ref());
+            let octets = transaction.data.len() as u64;
+            log.ready(now, mid, octets, transaction.envelope.sender.as_ref());
         });
         let body = Arc::new(Body { bytes: transaction.data, facts: transaction.facts });
         let new = NewMessage {

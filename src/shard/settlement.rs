@@ -108,14 +108,15 @@ impl Shard {
             self.release(delivery.handle, &rids);
             let mut piece = delivery.part(rids);
             piece.failed_for_now |= failure.status.class == 4;
-            piece.last = Some((failure, dcid));
+            piece.last = Some(Box::new((failure, dcid)));
             self.go_on(Step::Route(piece));
         }
         if !sorted.same_session.is_empty() {
             self.release(delivery.handle, &sorted.same_session);
             let piece = delivery.part(sorted.same_session);
-            let most = at.served.host.recipients_max(u32::MAX);
-            self.again(self.split(piece, most), at);
+            let mut pieces = Vec::new();
+            self.split(piece, at.served.host.recipients_max(u32::MAX), |part| pieces.push(part));
+            self.again(pieces, at);
         }
         if !sorted.strictly.is_empty() {
             self.release(delivery.handle, &sorted.strictly);

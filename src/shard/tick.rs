@@ -177,10 +177,10 @@ impl Shard {
         let now = self.now().mono;
         let config = self.config();
         let keep = |_, handle| {
-            let summary = self.queue.borrow().summary(handle);
-            summary.is_none_or(|s| {
-                let profile = config.bounce_profile_for(&s.bounce_profile, &s.domain);
-                !self.clock.is_expired(profile, s.arrival, now)
+            let brief = self.queue.borrow().brief(handle);
+            brief.is_none_or(|brief| {
+                let profile = config.bounce_profile_for(&brief.bounce_profile, &brief.domain);
+                !self.clock.is_expired(profile, brief.arrival, now)
             })
         };
         let expired = self.destinations.borrow_mut().sweep(SWEEP_MAX, keep);

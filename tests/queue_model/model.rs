@@ -316,7 +316,7 @@ impl Life {
         let (handle, rid) = (self.handles[&key], Rid(key.1));
         let change = self.change(key);
         if self.known[&key].flight.is_none() {
-            if self.rig.queue.begin(handle, &[rid]) != [rid] {
+            if self.rig.queue.begin(handle, &[rid]) == 0 {
                 // Its commit has failed, and nobody has heard of it yet.
                 self.rig.take_up();
                 self.hear();

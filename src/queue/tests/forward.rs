@@ -16,8 +16,8 @@ fn survivors(rig: &mut Rig<MemMedium>, messages: u64, one_in: u64) -> usize {
         assert!(rig.run());
         taken += 1;
         let handles = rig.committed[&ticket].clone();
-        assert_eq!(rig.queue.begin(handles[0].0, &[Rid(0)]).len(), 1);
-        assert_eq!(rig.queue.begin(handles[1].0, &[Rid(1)]).len(), 1);
+        assert_eq!(rig.queue.begin(handles[0].0, &[Rid(0)]), 1);
+        assert_eq!(rig.queue.begin(handles[1].0, &[Rid(1)]), 1);
         if mid % one_in == 0 {
             let next = Wall(rig.now.wall.0 + 3_000_000);
             assert!(rig.queue.defer(handles[0].0, Rid(0), &last(), 3, next).applied);

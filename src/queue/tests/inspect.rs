@@ -19,7 +19,7 @@ fn what_is_wrong_with_a_spool_is_listed_and_kept() {
         assert!(rig.run());
     }
     let handle = rig.handles()[0];
-    assert_eq!(rig.queue.begin(handle, &[Rid(0)]).len(), 1);
+    assert_eq!(rig.queue.begin(handle, &[Rid(0)]), 1);
     assert!(rig.tick(1_000));
     drop(rig);
     let seen = inspect(&path).unwrap();

@@ -266,7 +266,7 @@ fn crashed_in_flight(crashes: u32) -> MemMedium {
             rig = Rig::open(medium.clone(), options(8 * MIB));
         }
         let handle = rig.handles()[0];
-        assert_eq!(rig.queue.begin(handle, &[Rid(0)]).len(), 1);
+        assert_eq!(rig.queue.begin(handle, &[Rid(0)]), 1);
         rig.queue.write_words();
     }
     medium

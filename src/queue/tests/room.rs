@@ -221,7 +221,7 @@ fn a_changed_word_is_on_disk_within_a_second() {
                 longest = longest.max(tick - at);
             }
         }
-        if rig.queue.begin(handle, &[Rid(0)]).is_empty() {
+        if rig.queue.begin(handle, &[Rid(0)]) == 0 {
             assert!(rig.queue.release(handle, Rid(0)).applied);
         }
         changed_at.get_or_insert(tick);

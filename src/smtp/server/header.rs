@@ -6,6 +6,7 @@
 //! Limits: a field is shown up to [`limits::LOGGED_FIELD_OCTETS_MAX`] octets; the header is read
 //! once, up to its end.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -29,14 +30,14 @@ pub struct HeaderFields {
 impl HeaderFields {
     /// The value of the first Message-ID field of `message`, the bytes this was made from.
     #[must_use]
-    pub fn message_id(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub fn message_id<'a>(&self, message: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         self.message_id.clone().map(|range| unfold(&message[range]))
     }
 
     /// The value of the first Subject field of `message`, the bytes this was made from. Foreign
     /// bytes: escape before use.
     #[must_use]
-    pub fn subject(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub fn subject<'a>(&self, message: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         self.subject.clone().map(|range| unfold(&message[range]))
     }
 }
@@ -101,13 +102,13 @@ fn value_start(line: &[u8]) -> Option<usize> {
 }
 
 /// The value on one line, without the white space around it.
-fn unfold(value: &[u8]) -> Vec<u8> {
+fn unfold(value: &[u8]) -> Cow<'_, [u8]> {
     let value = value.trim_ascii();
     if memchr::memchr2(b'\r', b'\n', value).is_none() {
-        return value[..value.len().min(limits::LOGGED_FIELD_OCTETS_MAX)].to_vec();
+        return Cow::Borrowed(&value[..value.len().min(limits::LOGGED_FIELD_OCTETS_MAX)]);
     }
     let kept = value.iter().copied().filter(|b| !matches!(b, b'\r' | b'\n'));
-    kept.take(limits::LOGGED_FIELD_OCTETS_MAX).collect()
+    Cow::Owned(kept.take(limits::LOGGED_FIELD_OCTETS_MAX).collect())
 }
 
 /// The part of our Received field that is the same for all messages of a client: from whom, and
@@ -206,8 +207,8 @@ mod tests {
             message-id: <1@x>\r\nSubject: second\r\nX-Received: no\r\n\r\nSubject: body\r\n";
         let fields = header_fields(message);
         assert_eq!(fields.received_fields, 2);
-        assert_eq!(fields.subject(message).unwrap(), b"a long\tone");
-        assert_eq!(fields.message_id(message).unwrap(), b"<1@x>");
+        assert_eq!(*fields.subject(message).unwrap(), *b"a long\tone");
+        assert_eq!(*fields.message_id(message).unwrap(), *b"<1@x>");
         assert!(message[fields.octets..].starts_with(b"\r\nSubject: body"));
         assert!(!fields.eight_bit);
     }

@@ -200,8 +200,8 @@ fn a_message_goes_from_mail_to_250() {
         "Received: from client.example ([192.0.2.1])\r\n\tby out.example.net with ESMTP id 1; \
          Sun, 22 Nov 2026 18:12:35 +0000\r\n"
     );
-    assert_eq!(message.subject().unwrap(), b"hi");
-    assert_eq!(message.message_id().unwrap(), b"<1@x>");
+    assert_eq!(*message.subject().unwrap(), *b"hi");
+    assert_eq!(*message.message_id().unwrap(), *b"<1@x>");
     assert!(message.facts.leading_dot && message.facts.eight_bit && !message.facts.utf8_header);
     assert_eq!(message.size_declared, Some(20));
     assert_eq!(message.envelope.recipients[0].orcpt.as_deref(), Some("rfc822;o@d.example"));

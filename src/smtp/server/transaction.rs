@@ -3,6 +3,7 @@
 //! Owns: everything that belongs to one message while it comes in; dropping it frees all of it.
 //! Never: the dialogue.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::gate::Refusal;
@@ -64,13 +65,13 @@ impl Intake {
 impl Transaction {
     /// The value of Message-ID, unfolded and bounded. Foreign bytes.
     #[must_use]
-    pub fn message_id(&self) -> Option<Vec<u8>> {
+    pub fn message_id(&self) -> Option<Cow<'_, [u8]>> {
         self.header.message_id(self.front())
     }
 
     /// The value of Subject, unfolded and bounded. Foreign bytes.
     #[must_use]
-    pub fn subject(&self) -> Option<Vec<u8>> {
+    pub fn subject(&self) -> Option<Cow<'_, [u8]>> {
         self.header.subject(self.front())
     }
 
