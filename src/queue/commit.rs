@@ -165,6 +165,7 @@ impl Queue {
             return;
         }
         self.note_durable_point(commit.segment);
+        self.expect_again(commit.messages());
         // Copies take over at once: what holds their sources depends on the syncs until now.
         let moves = !commit.moves.is_empty();
         self.untold = Some(commit);

@@ -345,6 +345,8 @@ pub struct Queue {
     ids: Ids,
     pending: VecDeque<batch::Pending>,
     pending_octets: u64,
+    /// So many are to wait for the next commit, if they come soon.
+    expected: usize,
     /// The commit whose octets are written, and those before it, which are synced.
     writing: Option<commit::Commit>,
     syncing: VecDeque<commit::Commit>,

@@ -169,6 +169,7 @@ impl Queue {
             ids,
             pending: std::collections::VecDeque::new(),
             pending_octets: 0,
+            expected: 0,
             writing: None,
             syncing: std::collections::VecDeque::new(),
             untold: None,

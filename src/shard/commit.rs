@@ -2,7 +2,8 @@
 //!
 //! Owns: the segment files, who waits for which commit, and the moment a client gets its 250.
 //! Never: the order of effects (`queue`). While one sync is under way, or two, the next batch
-//! collects, which is the group commit, and writes go on.
+//! collects, which is the group commit, and writes go on. Behind a sync that many shared, the next
+//! commit waits up to [`COMPANY_US`] for them to come back.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -12,9 +13,9 @@ use std::time::Duration;
 
 use super::Shard;
 use super::bounce::Reported;
-use super::connection::Bell;
+use super::connection::{Bell, Beside};
 use super::hot::Message;
-use super::io::{Gather, Piece};
+use super::io::{self, Gather, Piece};
 use super::receive_memory::Share;
 use crate::mail::{Domain, Handle, Mid};
 use crate::queue::{
@@ -24,6 +25,11 @@ use crate::queue::{
 /// A message that the system has no memory to read is tried so often, with this pause.
 const READ_TRIES_MAX: u32 = 10;
 const READ_PAUSE: Duration = Duration::from_secs(1);
+
+/// Clients that a sync has answered are waited for so long, and only while one of them comes within
+/// each [`NAP`]: an idle shard commits what it has.
+const COMPANY_US: u64 = 1_000;
+const NAP: Duration = Duration::from_micros(100);
 
 /// The same trouble with the disk is told of once in this time.
 const TROUBLE_REPEAT_MS: u64 = 60_000;
@@ -60,6 +66,9 @@ impl Shard {
     /// Carries out effects as long as the shard lives.
     pub(super) async fn run_commits(self: Rc<Self>) {
         loop {
+            if self.queue.borrow().is_expecting() {
+                self.wait_for_company().await;
+            }
             let effect = self.queue.borrow_mut().next_effect();
             match effect {
                 Some(effect) => self.carry_out_effect(effect).await,
@@ -69,12 +78,30 @@ impl Shard {
         }
     }
 
+    /// Holds the next commit back while those that the last one has answered come back.
+    async fn wait_for_company(&self) {
+        let end_us = self.synced_us.get() + COMPANY_US;
+        let mut has_come = true;
+        while has_come && io::now_us() < end_us && self.queue.borrow().is_expecting() {
+            has_come = false;
+            let mut nap = std::pin::pin!(self.files.nap(NAP));
+            while let Beside::Rung | Beside::Deadline = self.commit_bell.beside(nap.as_mut()).await
+            {
+                has_come = true;
+                if !self.queue.borrow().is_expecting() {
+                    break;
+                }
+            }
+        }
+        self.queue.borrow_mut().expect_no_more();
+    }
+
     async fn carry_out_effect(self: &Rc<Self>, effect: Effect) {
         match effect {
             Effect::Make { id, segment, octets, map_octets, header } => {
                 // Filling a segment with zeros takes its time: commits go on meanwhile.
                 let shard = self.clone();
-                super::io::spawn(async move {
+                io::spawn(async move {
                     shard.make(id, segment, octets, map_octets, header).await;
                 });
             }
@@ -91,7 +118,7 @@ impl Shard {
             }
             Effect::Read { id, plan } => {
                 let shard = self.clone();
-                super::io::spawn(async move {
+                io::spawn(async move {
                     let result = shard.read_plan(&plan).await;
                     shard.queue.borrow_mut().handle_read(id, result);
                     shard.commit_bell.ring();
@@ -99,7 +126,7 @@ impl Shard {
             }
             Effect::Sync { id, segment } => {
                 let shard = self.clone();
-                super::io::spawn(async move { shard.sync(id, segment).await });
+                io::spawn(async move { shard.sync(id, segment).await });
                 // The disk works while the next write is put together.
                 self.files.are_under_way().await;
             }
@@ -112,6 +139,7 @@ impl Shard {
             Some(file) => file.sync_data().await,
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
+        self.synced_us.set(io::now_us());
         self.tell_disk_trouble("sync", segment, &result);
         self.queue.borrow_mut().handle_done(id, result);
         // A commit that this one has overtaken is entered now: nothing of it may be settled before
@@ -134,8 +162,7 @@ impl Shard {
         header: Vec<u8>,
     ) {
         let medium = self.medium.clone();
-        let made =
-            super::io::on_helper(move || medium.make_mapped(segment, octets, map_octets, &header));
+        let made = io::on_helper(move || medium.make_mapped(segment, octets, map_octets, &header));
         let result = match made.await {
             Ok((file, mapping)) => {
                 let file = self.files.adopt(file);
@@ -149,7 +176,7 @@ impl Shard {
         self.commit_bell.ring();
     }
 
-    fn segment_file(&self, segment: SegmentId) -> Option<super::io::File> {
+    fn segment_file(&self, segment: SegmentId) -> Option<io::File> {
         self.segment_files.borrow().get(&segment).cloned()
     }
 
@@ -239,7 +266,7 @@ impl Shard {
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
                 if let Some(received_us) = message.received_us {
-                    let latency_us = super::io::now_us().saturating_sub(received_us);
+                    let latency_us = io::now_us().saturating_sub(received_us);
                     self.commit_latencies.borrow_mut().record_us(latency_us);
                 }
                 counters.octets_in.add(message.body.bytes.len() as u64);
@@ -330,7 +357,7 @@ impl Shard {
             if !is_passing(error.kind()) || tries_left == 0 {
                 return result;
             }
-            super::io::sleep(READ_PAUSE).await;
+            io::sleep(READ_PAUSE).await;
         }
     }
 

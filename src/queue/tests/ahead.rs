@@ -361,3 +361,44 @@ fn a_segment_is_not_free_between_two_messages_of_a_commit() {
     give_up_during(&mut rig, second, 6..=9);
     assert_eq!(rig.contents().len(), 7);
 }
+
+/// A queue at rest behind a commit of so many messages, with `behind` that came during its sync.
+fn at_rest_behind(messages: u64, behind: u64) -> Rig<MemMedium> {
+    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+    let append = |rig: &mut Rig<MemMedium>, mid| rig.append(mid, &["a@one.example"], &body(100));
+    for mid in 1..=messages {
+        append(&mut rig, mid);
+    }
+    let sync = until_sync(&mut rig);
+    for mid in 101..101 + behind {
+        append(&mut rig, mid);
+    }
+    assert!(!rig.queue.is_expecting(), "nobody is waited for while a sync runs");
+    rig.perform(sync, false);
+    rig
+}
+
+#[test]
+fn a_commit_of_many_is_followed_by_one_of_all_that_come_back() {
+    let mut rig = at_rest_behind(10, 5);
+    for mid in 201..=210 {
+        assert!(rig.queue.is_expecting(), "{mid}");
+        rig.append(mid, &["a@one.example"], &body(100));
+    }
+    assert!(!rig.queue.is_expecting(), "all are back");
+    assert!(rig.run());
+    assert_eq!(rig.queue.counts().pending, 25);
+}
+
+#[test]
+fn nobody_is_expected_for_long_or_behind_a_few_or_beside_much() {
+    let mut rig = at_rest_behind(10, 5);
+    rig.queue.expect_no_more();
+    assert!(!rig.queue.is_expecting());
+    assert!(!at_rest_behind(7, 5).queue.is_expecting(), "a few are not worth it");
+    assert!(!at_rest_behind(10, 0).queue.is_expecting(), "nothing waits for them");
+    let mut rig = at_rest_behind(10, 1);
+    assert!(rig.queue.is_expecting());
+    rig.append(301, &["a@one.example"], &body(256 << 10));
+    assert!(!rig.queue.is_expecting(), "the disk has enough to do");
+}

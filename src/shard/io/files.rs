@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -46,6 +47,14 @@ impl Files {
             Some(_) => tokio::task::yield_now().await,
         }
         std::thread::yield_now();
+    }
+
+    /// Waits a part of a millisecond, or a whole one where there is no ring.
+    pub async fn nap(&self, duration: Duration) {
+        match &self.0 {
+            None => ring::nap(duration).await,
+            Some(_) => tokio::time::sleep(duration).await,
+        }
     }
 
     /// Takes over a file that is already open.

@@ -19,6 +19,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use io_uring::squeue::Entry;
 use io_uring::{cqueue, opcode, types};
@@ -65,6 +66,7 @@ pub(super) fn probe() -> io::Result<()> {
         opcode::Writev::CODE,
         opcode::Read::CODE,
         opcode::Fsync::CODE,
+        opcode::Timeout::CODE,
     ];
     if wanted.iter().all(|code| known.is_supported(*code)) {
         return Ok(());
@@ -251,6 +253,17 @@ pub(super) async fn sync_data(fd: &SharedFd) -> io::Result<()> {
         opcode::Fsync::new(types::Fd(fd.as_raw_fd())).flags(types::FsyncFlags::DATASYNC).build();
     // SAFETY: no pointer is handed over.
     unsafe { submit(entry, fd.clone()) }.await.0.map(|_| ())
+}
+
+/// Waits for `duration`, to the microsecond and not to the millisecond of the runtime's timers.
+pub(super) async fn nap(duration: Duration) {
+    let time = Box::new(types::Timespec::from(duration));
+    let entry = opcode::Timeout::new(&raw const *time).build();
+    // SAFETY: the time is boxed and moves into the operation with its box.
+    let flight = unsafe { submit(entry, time) };
+    // It always ends with ETIME: another error would be the ring's, and the next operation meets
+    // it too.
+    drop(flight.await);
 }
 
 /// An operation that does nothing, and is done when those before it have been handed over.
