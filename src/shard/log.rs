@@ -63,7 +63,6 @@ impl Shard {
             return;
         }
         self.log_under_way.set(true);
-        let count = memchr::memchr_iter(b'\n', &lines).count() as u64;
         let lines = Arc::new(lines);
         let written = match file {
             Some(file) => {
@@ -74,11 +73,11 @@ impl Shard {
         };
         self.log_under_way.set(false);
         let mut log = self.mail_log.borrow_mut();
+        if !written {
+            log.lost(memchr::memchr_iter(b'\n', &lines).count() as u64);
+        }
         if let Ok(lines) = Arc::try_unwrap(lines) {
             log.recycle(lines);
-        }
-        if !written {
-            log.lost(count);
         }
         self.counters().log_lines_dropped.set(log.dropped_total());
     }
