@@ -7,14 +7,15 @@
 //!
 //! Limits: a message holds on to the whole buffers that it lies in, sixteen times its own size at
 //! worst. [`Pins`] tells how much that is in all; who receives stops sharing above a bound of its
-//! own. [`SPARE_OCTETS_MAX`] octets of buffers that were let go are kept.
+//! own. Of buffers that were let go [`Pins::keep_at_most`] says how many octets are kept.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Buffers that were let go are kept up to this many octets in all.
+/// No more octets of buffers that were let go are worth keeping: a processor's cache holds no more.
 pub const SPARE_OCTETS_MAX: usize = 4 << 20;
 
 /// The buffers that messages hold on to, and those that they have let go.
@@ -28,10 +29,28 @@ pub struct Pins {
 /// Buffers without a reader. The one that was let go last is used first, for its octets are still
 /// in the processor's cache; an allocator hands blocks of this size out in turn, each of them
 /// colder than the one before, and to receive into cold memory is what receiving costs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Spare {
-    buffers: Vec<Vec<u8>>,
+    /// The one that was let go last is the last.
+    buffers: VecDeque<Vec<u8>>,
     octets: usize,
+    octets_max: usize,
+}
+
+impl Default for Spare {
+    fn default() -> Self {
+        Self { buffers: VecDeque::new(), octets: 0, octets_max: SPARE_OCTETS_MAX }
+    }
+}
+
+impl Spare {
+    fn make_room(&mut self, octets: usize) {
+        while self.octets + octets > self.octets_max
+            && let Some(oldest) = self.buffers.pop_front()
+        {
+            self.octets -= oldest.capacity();
+        }
+    }
 }
 
 impl Pins {
@@ -41,21 +60,35 @@ impl Pins {
         self.octets.load(Ordering::Relaxed)
     }
 
+    /// Keeps at most `octets` of buffers that are let go, and never more than
+    /// [`SPARE_OCTETS_MAX`].
+    pub fn keep_at_most(&self, octets: usize) {
+        let mut spare = self.spares();
+        spare.octets_max = octets.min(SPARE_OCTETS_MAX);
+        spare.make_room(0);
+    }
+
     fn let_go(&self, mut buffer: Vec<u8>) {
         buffer.clear();
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.octets + buffer.capacity() <= SPARE_OCTETS_MAX {
+        let mut spare = self.spares();
+        // The oldest make room: no size of buffer keeps the others out.
+        spare.make_room(buffer.capacity());
+        if spare.octets + buffer.capacity() <= spare.octets_max {
             spare.octets += buffer.capacity();
-            spare.buffers.push(buffer);
+            spare.buffers.push_back(buffer);
         }
     }
 
     fn spare(&self, capacity: usize) -> Option<Vec<u8>> {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spare = self.spares();
         let fits = |buffer: &Vec<u8>| buffer.capacity() == capacity;
-        let buffer = spare.buffers.iter().rposition(fits).map(|at| spare.buffers.remove(at))?;
+        let at = spare.buffers.iter().rposition(fits)?;
         spare.octets -= capacity;
-        Some(buffer)
+        spare.buffers.remove(at)
+    }
+
+    fn spares(&self) -> MutexGuard<'_, Spare> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -238,7 +271,7 @@ impl Octets {
                 return &run[range.start - start..range.end - start];
             }
         }
-        assert!(range.is_empty(), "no octets lie together at {range:?}");
+        assert!(range.start == range.end, "no octets lie together at {range:?}");
         &[]
     }
 
@@ -365,14 +398,21 @@ mod tests {
         let (first, last, large, reader) =
             (pinned(quarter), pinned(quarter), pinned(2 * quarter), pinned(1));
         let at = [last.octets.as_ptr(), first.octets.as_ptr()];
-        drop((first, last, large));
-        // There was room for these; the next one is too much.
-        drop(pinned(quarter));
-        assert_eq!(pins.spare.lock().unwrap().octets, SPARE_OCTETS_MAX);
+        let oldest = pinned(2 * quarter);
+        drop((oldest, first, last));
+        assert_eq!(pins.spares().octets, SPARE_OCTETS_MAX);
+        // The oldest makes room.
+        drop(large);
+        let kept: Vec<_> = pins.spares().buffers.iter().map(Vec::capacity).collect();
+        assert_eq!(kept, [quarter, quarter, 2 * quarter]);
         let taken = [reader.another(quarter), reader.another(quarter)];
         assert_eq!(taken.each_ref().map(|buffer| buffer.as_ptr()), at);
         assert!(taken.iter().all(|buffer| buffer.is_empty() && buffer.capacity() == quarter));
         assert_eq!(reader.another(quarter).capacity(), quarter);
-        assert_eq!(pins.spare.lock().unwrap().octets, 2 * quarter);
+        assert_eq!(pins.spares().octets, 2 * quarter);
+        pins.keep_at_most(quarter);
+        assert_eq!(pins.spares().octets, 0);
+        drop((pinned(quarter + 1), pinned(quarter)));
+        assert_eq!(pins.spares().octets, quarter);
     }
 }

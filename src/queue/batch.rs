@@ -92,6 +92,12 @@ impl Queue {
         Ok(ticket)
     }
 
+    /// Messages that wait for a commit.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Is what waits for its write about to get company? Clients that send as fast as they are
     /// answered have their next messages here soon after the end of a commit. A sync costs as much
     /// CPU time as many messages, whatever it brings; without a moment's patience those clients
@@ -101,10 +107,9 @@ impl Queue {
     pub fn is_expecting(&self) -> bool {
         let is_at_rest =
             self.effects.is_empty() && self.writing.is_none() && self.syncing.is_empty();
-        let waits = self.pending.len();
         is_at_rest
             && self.moves.is_empty()
-            && (1..self.expected).contains(&waits)
+            && self.pending.len() < self.expected
             && self.pending_octets < AHEAD_OCTETS
     }
 
@@ -113,10 +118,11 @@ impl Queue {
         self.expected = 0;
     }
 
-    /// A commit of so many messages has ended well: their clients are answered.
+    /// A commit has ended well: the clients of so many messages are answered by it. Those of early
+    /// ones are not expected, for what they send next is held back first.
     pub(super) fn expect_again(&mut self, messages: usize) {
-        let is_worth_it = messages >= COMPANY_MIN;
-        self.expected = if is_worth_it { self.pending.len() + messages } else { 0 };
+        let all = (self.pending.len() + messages).min(self.options.commit_messages_max);
+        self.expected = if messages >= COMPANY_MIN { all } else { 0 };
     }
 
     /// Puts a message that was admitted into the next commit.

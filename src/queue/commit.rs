@@ -161,11 +161,12 @@ impl Queue {
         let Some(commit) = self.syncing.pop_front() else { return };
         self.note_commit(!commit.failed, commit.segment);
         if commit.failed {
+            self.expect_no_more();
             self.withdraw_stored(&commit);
             return;
         }
         self.note_durable_point(commit.segment);
-        self.expect_again(commit.messages());
+        self.expect_again(commit.messages.iter().filter(|placed| placed.early.is_none()).count());
         // Copies take over at once: what holds their sources depends on the syncs until now.
         let moves = !commit.moves.is_empty();
         self.untold = Some(commit);

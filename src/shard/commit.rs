@@ -2,8 +2,8 @@
 //!
 //! Owns: the segment files, who waits for which commit, and the moment a client gets its 250.
 //! Never: the order of effects (`queue`). While one sync is under way, or two, the next batch
-//! collects, which is the group commit, and writes go on. Behind a sync that many shared, the next
-//! commit waits up to [`COMPANY_US`] for them to come back.
+//! collects, which is the group commit, and writes go on. Behind a commit that many shared, the
+//! next one waits up to [`COMPANY_US`] for them to come back.
 
 use std::cell::RefCell;
 use std::io::ErrorKind;
@@ -26,8 +26,8 @@ use crate::queue::{
 const READ_TRIES_MAX: u32 = 10;
 const READ_PAUSE: Duration = Duration::from_secs(1);
 
-/// Clients that a sync has answered are waited for so long, and only while one of them comes within
-/// each [`NAP`]: an idle shard commits what it has.
+/// Clients that a commit has answered are waited for so long, and only while one of them comes
+/// within each [`NAP`]: an idle shard commits what it has.
 const COMPANY_US: u64 = 1_000;
 const NAP: Duration = Duration::from_micros(100);
 
@@ -66,7 +66,8 @@ impl Shard {
     /// Carries out effects as long as the shard lives.
     pub(super) async fn run_commits(self: Rc<Self>) {
         loop {
-            if self.queue.borrow().is_expecting() {
+            let waits = self.queue.borrow().waiting() > 0;
+            if waits && self.queue.borrow().is_expecting() {
                 self.wait_for_company().await;
             }
             let effect = self.queue.borrow_mut().next_effect();
@@ -80,15 +81,19 @@ impl Shard {
 
     /// Holds the next commit back while those that the last one has answered come back.
     async fn wait_for_company(&self) {
-        let end_us = self.synced_us.get() + COMPANY_US;
-        let mut has_come = true;
-        while has_come && io::now_us() < end_us && self.queue.borrow().is_expecting() {
-            has_come = false;
+        let end_us = self.answered_us.get() + COMPANY_US;
+        let is_over = || io::now_us() >= end_us || !self.queue.borrow().is_expecting();
+        let mut before = 0;
+        loop {
+            let waiting = self.queue.borrow().waiting();
+            if waiting == before || is_over() {
+                break;
+            }
+            before = waiting;
             let mut nap = std::pin::pin!(self.files.nap(NAP));
             while let Beside::Rung | Beside::Deadline = self.commit_bell.beside(nap.as_mut()).await
             {
-                has_come = true;
-                if !self.queue.borrow().is_expecting() {
+                if is_over() {
                     break;
                 }
             }
@@ -139,15 +144,16 @@ impl Shard {
             Some(file) => file.sync_data().await,
             None => Err(std::io::ErrorKind::NotFound.into()),
         };
-        self.synced_us.set(io::now_us());
         self.tell_disk_trouble("sync", segment, &result);
         self.queue.borrow_mut().handle_done(id, result);
         // A commit that this one has overtaken is entered now: nothing of it may be settled before
         // it is heard of, and counted.
         self.hear_queue();
-        // The next sync comes first, and the disk works while clients are answered.
-        self.commit_bell.ring();
-        self.files.are_under_way().await;
+        if !self.queue.borrow().is_expecting() {
+            // The next sync comes first, and the disk works while clients are answered.
+            self.commit_bell.ring();
+            self.files.are_under_way().await;
+        }
         self.queue.borrow_mut().enter_synced();
         self.hear_queue();
         self.commit_bell.ring();
@@ -265,8 +271,10 @@ impl Shard {
                 drop(share);
                 counters.accepted_from_clients.add(pending);
                 counters.messages_in.one();
+                let now_us = io::now_us();
+                self.answered_us.set(now_us);
                 if let Some(received_us) = message.received_us {
-                    let latency_us = io::now_us().saturating_sub(received_us);
+                    let latency_us = now_us.saturating_sub(received_us);
                     self.commit_latencies.borrow_mut().record_us(latency_us);
                 }
                 counters.octets_in.add(message.body.bytes.len() as u64);

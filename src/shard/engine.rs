@@ -246,7 +246,7 @@ impl Shard {
             uncommitted: RefCell::default(),
             parked: RefCell::default(),
             usual_delivery_us: Cell::new(0),
-            synced_us: Cell::new(0),
+            answered_us: Cell::new(0),
             waiters: RefCell::default(),
             hot: RefCell::new(Hot::new(
                 usize::try_from(config.tuning.hot_body_octets).unwrap_or(usize::MAX),

@@ -102,8 +102,8 @@ pub struct Shard {
     parked: RefCell<HashMap<Mid, Vec<Parked>>>,
     /// The usual time from the final dot to the next hop's acceptance, in microseconds.
     usual_delivery_us: Cell<u64>,
-    /// When the last sync ended, in microseconds.
-    synced_us: Cell<u64>,
+    /// When the clients of the last commit were answered, in microseconds.
+    answered_us: Cell<u64>,
     /// Who waits for a commit.
     waiters: RefCell<HashMap<crate::queue::Ticket, Waiter>>,
     hot: RefCell<Hot>,

@@ -22,10 +22,12 @@
 //! has stood there for [`CLOSE_MS`], new mail of that kind is refused at MAIL.
 //!
 //! Messages are not copied out of the buffers that they were read into, as long as the buffers
-//! that they hold on to take no more than an eighth of the memory, beside it.
+//! that they hold on to take no more than an eighth of the memory, beside it. Half as much at most,
+//! and no more than 4 MiB, is kept of buffers for the next reads.
 //!
-//! Limits: the octets of `ringpost.receive_memory_octets`, an eighth more for such buffers, and one
-//! small message more; a large message that is larger than their part is let in alone.
+//! Limits: the octets of `ringpost.receive_memory_octets`, an eighth more for such buffers, half of
+//! that for those that are kept, and one small message more; a large message that is larger than
+//! their part is let in alone.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -141,7 +143,14 @@ impl ReceiveMemory {
         let (small, large) = parts(octets_max);
         let account =
             Account { small: pool(small), large: pool(large), held_waiting: 0, last_number: 0 };
-        Self { account: Rc::new(RefCell::new(account)), pins: Arc::default() }
+        let memory = Self { account: Rc::new(RefCell::new(account)), pins: Arc::default() };
+        memory.limit_spares(octets_max);
+        memory
+    }
+
+    fn limit_spares(&self, octets_max: u64) {
+        let octets = octets_max / (2 * PINNED_PARTS);
+        self.pins.keep_at_most(usize::try_from(octets).unwrap_or(usize::MAX));
     }
 
     /// Changes the limit. What is held above it is not touched.
@@ -150,6 +159,7 @@ impl ReceiveMemory {
         (account.small.octets_max, account.large.octets_max) = parts(octets_max);
         account.small.ring_first();
         account.large.ring_first();
+        self.limit_spares(octets_max);
     }
 
     /// A share of nothing.

@@ -60,6 +60,9 @@ impl fmt::Display for Garbage {
     }
 }
 
+/// Room that is kept from one reply to the next; usual ones fit.
+const TEXT_OCTETS_KEPT: usize = 1024;
+
 /// The parser: holds the part of a reply that has come in so far. The same bytes give the same
 /// replies, however they are split.
 #[derive(Default, Debug)]
@@ -166,6 +169,7 @@ impl ReplyParser {
         let (code, enhanced) = self.head.take().expect("a line was taken");
         let lines = ReplyLines::separated(&self.text);
         self.text.clear();
+        self.text.shrink_to(TEXT_OCTETS_KEPT);
         (self.reply_octets, self.lines) = (0, 0);
         Reply { code, enhanced, lines }
     }

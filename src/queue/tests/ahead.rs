@@ -363,8 +363,9 @@ fn a_segment_is_not_free_between_two_messages_of_a_commit() {
 }
 
 /// A queue at rest behind a commit of so many messages, with `behind` that came during its sync.
-fn at_rest_behind(messages: u64, behind: u64) -> Rig<MemMedium> {
-    let mut rig = Rig::open(MemMedium::default(), options(8 * MIB));
+fn at_rest_behind(messages: u64, behind: u64, commit_max: usize) -> Rig<MemMedium> {
+    let options = Options { commit_messages_max: commit_max, ..options(8 * MIB) };
+    let mut rig = Rig::open(MemMedium::default(), options);
     let append = |rig: &mut Rig<MemMedium>, mid| rig.append(mid, &["a@one.example"], &body(100));
     for mid in 1..=messages {
         append(&mut rig, mid);
@@ -380,7 +381,7 @@ fn at_rest_behind(messages: u64, behind: u64) -> Rig<MemMedium> {
 
 #[test]
 fn a_commit_of_many_is_followed_by_one_of_all_that_come_back() {
-    let mut rig = at_rest_behind(10, 5);
+    let mut rig = at_rest_behind(10, 5, 1024);
     for mid in 201..=210 {
         assert!(rig.queue.is_expecting(), "{mid}");
         rig.append(mid, &["a@one.example"], &body(100));
@@ -392,12 +393,12 @@ fn a_commit_of_many_is_followed_by_one_of_all_that_come_back() {
 
 #[test]
 fn nobody_is_expected_for_long_or_behind_a_few_or_beside_much() {
-    let mut rig = at_rest_behind(10, 5);
+    let mut rig = at_rest_behind(10, 5, 1024);
     rig.queue.expect_no_more();
     assert!(!rig.queue.is_expecting());
-    assert!(!at_rest_behind(7, 5).queue.is_expecting(), "a few are not worth it");
-    assert!(!at_rest_behind(10, 0).queue.is_expecting(), "nothing waits for them");
-    let mut rig = at_rest_behind(10, 1);
+    assert!(!at_rest_behind(7, 5, 1024).queue.is_expecting(), "a few are not worth it");
+    assert!(!at_rest_behind(10, 10, 10).queue.is_expecting(), "the next commit is full");
+    let mut rig = at_rest_behind(10, 1, 1024);
     assert!(rig.queue.is_expecting());
     rig.append(301, &["a@one.example"], &body(256 << 10));
     assert!(!rig.queue.is_expecting(), "the disk has enough to do");

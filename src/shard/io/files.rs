@@ -49,11 +49,12 @@ impl Files {
         std::thread::yield_now();
     }
 
-    /// Waits a part of a millisecond, or a whole one where there is no ring.
+    /// Waits a part of a millisecond. Where there is no ring it lets others have their turn: the
+    /// runtime's timers only know whole ones.
     pub async fn nap(&self, duration: Duration) {
         match &self.0 {
             None => ring::nap(duration).await,
-            Some(_) => tokio::time::sleep(duration).await,
+            Some(_) => tokio::task::yield_now().await,
         }
     }
 

@@ -255,7 +255,8 @@ pub(super) async fn sync_data(fd: &SharedFd) -> io::Result<()> {
     unsafe { submit(entry, fd.clone()) }.await.0.map(|_| ())
 }
 
-/// Waits for `duration`, to the microsecond and not to the millisecond of the runtime's timers.
+/// Waits for `duration`, to the microsecond and not to the millisecond of the runtime's timers. It
+/// may be dropped: what it keeps stays with the ring until the time is over.
 pub(super) async fn nap(duration: Duration) {
     let time = Box::new(types::Timespec::from(duration));
     let entry = opcode::Timeout::new(&raw const *time).build();
