@@ -124,6 +124,15 @@ pub const SEGMENT_OCTETS_MIN: u64 = 1 << 20;
 /// See [`SEGMENT_OCTETS_MIN`].
 pub const SEGMENT_OCTETS_MAX: u64 = 256 << 20;
 
+/// What file systems and disks take whole, in octets: a write past the page cache begins and ends
+/// at a multiple of it, in the file and in memory.
+pub const BLOCK_OCTETS: u64 = BLOCK as u64;
+/// The same, of memory.
+pub const BLOCK: usize = 4096;
+
+/// The largest piece of the page cache, in octets: that of a large page, where a page is 4 KiB.
+pub const FOLIO_OCTETS_MAX: u64 = 2 << 20;
+
 /// A line of the mail log, in octets.
 pub const LOG_LINE_OCTETS_MAX: usize = 4 * 1024;
 

@@ -42,6 +42,8 @@ pub struct Tuning {
     pub hot_body_octets: u64,
     /// Messages that one commit takes together at most.
     pub commit_batch_max: usize,
+    /// Octets from which on what one commit writes goes past the page cache; 0: never.
+    pub direct_write_octets: u64,
     /// Queue segments that stand ready behind the one in use, for each shard.
     pub queue_segments_ahead: usize,
     /// Send and receive buffer of each socket, in octets; 0 leaves it to the kernel.
@@ -60,6 +62,7 @@ impl Default for Tuning {
         Self {
             hot_body_octets: 64 << 20,
             commit_batch_max: 1024,
+            direct_write_octets: 64 << 10,
             queue_segments_ahead: 2,
             socket_buffer_octets: 0,
             listen_backlog: 4096,
@@ -108,6 +111,14 @@ pub static ENGINE_KEYS: &[EngineKey] = &[
         range: 1..=65_536,
         get: |t| u64::try_from(t.commit_batch_max).expect("bounded by its range"),
         set: |t, value| t.commit_batch_max = usize::try_from(value).expect("bounded by its range"),
+    },
+    EngineKey {
+        name: "ringpost.direct_write_octets",
+        what: "octets from which on what a commit writes goes past the page cache; 0: never",
+        form: Form::Octets,
+        range: 0..=1 << 40,
+        get: |t| t.direct_write_octets,
+        set: |t, value| t.direct_write_octets = value,
     },
     EngineKey {
         name: "ringpost.queue_segments_ahead",

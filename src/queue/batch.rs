@@ -45,7 +45,7 @@ impl Pending {
         if self.extents > 0 { 0 } else { self.message.body.bytes.len() as u64 }
     }
 
-    fn octets(&self) -> u64 {
+    pub(super) fn octets(&self) -> u64 {
         self.envelope_octets + self.body_octets()
     }
 
@@ -72,9 +72,14 @@ pub(super) struct Gather {
     pub(super) buffer: Vec<u8>,
     /// Messages that are written from where they lie, each part behind so much of the buffer.
     pub(super) bodies: Vec<(usize, Chunk)>,
-    /// Where this write begins, and behind which slots.
+    /// Where this write begins, behind which octets and which slots.
     pub(super) start: u64,
+    pub(super) octets_before: u64,
     pub(super) slots_before: usize,
+    /// It goes past the page cache, in whole blocks, and all of it by way of the buffer.
+    pub(super) direct: bool,
+    /// Octets of the buffer before the first one that is written.
+    pub(super) lead: usize,
     /// Where its next octet goes.
     pub(super) at: u64,
     pub(super) extent_writes: Vec<(usize, u64, Vec<Chunk>)>,
@@ -127,10 +132,26 @@ impl Queue {
 
     /// Puts a message that was admitted into the next commit.
     pub(super) fn enqueue(&mut self, pending: Pending) {
+        self.pending_octets += self.need(&pending);
+        self.pending.push_back(pending);
+    }
+
+    fn take_pending(&mut self) -> Option<Pending> {
+        let pending = self.pending.pop_front()?;
+        self.pending_octets -= self.need(&pending);
+        Some(pending)
+    }
+
+    fn put_back(&mut self, pending: Pending) {
+        self.pending_octets += self.need(&pending);
+        self.pending.push_front(pending);
+    }
+
+    /// In octets of body room, whichever of the two, table or bodies, is used up first.
+    fn need(&self, pending: &Pending) -> u64 {
         let geometry = self.message_geometry();
         let slot_share = (geometry.octets - geometry.body_offset) / u64::from(geometry.slots);
-        self.pending_octets += pending.octets().max(u64::from(pending.slots()) * slot_share);
-        self.pending.push_back(pending);
+        pending.octets().max(u64::from(pending.slots()) * slot_share)
     }
 
     /// Is there room for this message?
@@ -140,9 +161,7 @@ impl Queue {
         let pending = self.measure(message)?;
         let geometry = self.message_geometry();
         let body_max = geometry.octets - geometry.body_offset;
-        // In octets of body room, whichever of the two, table or bodies, is used up first.
-        let slot_share = body_max / u64::from(geometry.slots);
-        let need = pending.octets().max(u64::from(pending.slots()) * slot_share);
+        let need = self.need(&pending);
         let names: u64 =
             pending.domains().map(|d| format::name_record_octets(d.as_str().len())).sum();
         let labels = pending.message.bounce_profile.len() + pending.message.listener.len() + 32;
@@ -251,7 +270,7 @@ impl Queue {
         };
         let mut gather = self.gather(active);
         let mut without_extents = Vec::new();
-        while let Some(pending) = self.pending.pop_front() {
+        while let Some(pending) = self.take_pending() {
             if pending.early.is_some_and(|key| !self.early_needs_write(key)) {
                 continue;
             }
@@ -260,7 +279,7 @@ impl Queue {
                 || gather.is_full()
                 || !self.fits(active, &pending, slots, octets)
             {
-                self.pending.push_front(pending);
+                self.put_back(pending);
                 break;
             }
             if count(self.extents_free.len()) < pending.extents {
@@ -274,13 +293,12 @@ impl Queue {
             let coming = self.making.iter().any(|(kind, _)| *kind == SegmentKind::Extents);
             for pending in without_extents.into_iter().rev() {
                 if coming {
-                    self.pending.push_front(pending);
+                    self.put_back(pending);
                 } else {
                     self.fail(pending.ticket, pending.early);
                 }
             }
         }
-        self.count_pending();
         self.place_moves(&mut gather);
         self.write(gather);
     }
@@ -311,13 +329,6 @@ impl Queue {
         live.slots_left() >= slots + moving.slots()
             && live.body_left() >= octets + moving.octets()
             && live.names_fit(2 + moving.handles.len(), name_octets)
-    }
-
-    fn count_pending(&mut self) {
-        let geometry = self.message_geometry();
-        let slot_share = (geometry.octets - geometry.body_offset) / u64::from(geometry.slots);
-        let need = |p: &Pending| p.octets().max(u64::from(p.slots()) * slot_share);
-        self.pending_octets = self.pending.iter().map(need).sum();
     }
 
     fn fail_pending(&mut self) {
@@ -353,16 +364,17 @@ impl Queue {
             && live.names_fit(names, name_octets)
     }
 
-    fn write(&mut self, gather: Gather) {
+    fn write(&mut self, mut gather: Gather) {
         let (slots, _) = gather.taken();
-        let Gather { mut commit, buffer, bodies, start, at, extent_writes, .. } = gather;
+        gather.fill_block();
+        let Gather { mut commit, buffer, bodies, start, at, lead, extent_writes, .. } = gather;
         if slots == 0 {
             // Nothing was taken in; earlier writes of the commit may be under way.
             self.writing = Some(commit).filter(|commit| !commit.slots.is_empty());
             return;
         }
         let gathered = Arc::new(Body { bytes: buffer.into(), facts: MessageFacts::default() });
-        let chunks = chunks_of(&gathered, bodies);
+        let chunks = chunks_of(&gathered, lead, bodies);
         self.gathered = Some(gathered);
         commit.left += 1 + extent_writes.len();
         let segment = &mut self.segments[commit.segment];

@@ -191,7 +191,10 @@ pub enum Effect {
         /// What the file begins with.
         header: Vec<u8>,
     },
-    /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`].
+    /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`]. A single
+    /// chunk of whole blocks ([`crate::limits::BLOCK_OCTETS`]), in the file and in memory, is
+    /// meant to go past the page cache, where the file system takes it so: nothing else that is
+    /// cached is near it.
     Write {
         /// Names the effect.
         id: EffectId,

@@ -13,12 +13,16 @@ use super::format::{
 };
 use super::live::Name;
 use super::{Chunk, NewMessage, Queue};
-use crate::limits;
+use crate::limits::{self, BLOCK, BLOCK_OCTETS};
 use crate::mail::{Body, BodyKind, Domain, Envelope, MessageFacts, Recipient, Ret};
 
 /// Bodies up to here are copied together with envelopes: below it a piece of its own costs the
 /// write more than the copy.
 const COPY_OCTETS_MAX: usize = 1024;
+
+/// A direct write begins no further message above this: all of it is copied, into memory that is
+/// used for the next one again.
+const DIRECT_OCTETS_MAX: u64 = 8 << 20;
 
 /// Where the words of an entry stand in its slot.
 const OUTCOME_AT: usize = 112;
@@ -29,9 +33,15 @@ const _: () = assert!(STATE_AT as u64 == format::STATE_OFFSET);
 
 impl Queue {
     pub(super) fn gather(&mut self, active: usize) -> Gather {
-        let expected = self.pending_octets.min(COMMIT_OCTETS_MAX);
-        let buffer = self.take_buffer(usize::try_from(expected).unwrap_or(0));
+        let direct = self.goes_direct(active);
+        let octets_max = match direct {
+            true => DIRECT_OCTETS_MAX + limits::INLINE_MESSAGE_OCTETS_MAX,
+            false => COMMIT_OCTETS_MAX,
+        };
+        let (buffer, lead) = self.take_buffer(self.pending_octets.min(octets_max), direct);
         let segment = &self.segments[active];
+        let before = segment.next_body;
+        let start = if direct { before.next_multiple_of(BLOCK_OCTETS) } else { before };
         let commit = self.writing.take().unwrap_or_else(|| Commit {
             segment: active,
             messages: Vec::with_capacity(self.pending.len()),
@@ -51,20 +61,43 @@ impl Queue {
             commit,
             buffer,
             bodies: Vec::with_capacity(self.pending.len()),
-            start: segment.next_body,
-            at: segment.next_body,
+            start,
+            octets_before: before,
+            at: start,
+            direct,
+            lead,
             extent_writes: Vec::new(),
         }
     }
 
+    /// Does the next write go past the page cache? To copy many messages into it, and to have the
+    /// sync write them from there, takes several times the CPU time of a direct write.
+    ///
+    /// Not near the table. The kernel drops what it has cached of a range that is written past the
+    /// cache, in pieces of up to [`super::Options::folio_octets`], and one that a stored word has
+    /// made dirty again meanwhile is an error of the file, which the next sync tells.
+    fn goes_direct(&self, active: usize) -> bool {
+        let segment = &self.segments[active];
+        let table_end = segment.geometry.body_offset.next_multiple_of(self.options.folio_octets);
+        let first = self.pending.front().map_or(0, Pending::octets);
+        self.pending_octets >= self.options.direct_octets_min
+            && segment.next_body.next_multiple_of(BLOCK_OCTETS) >= table_end
+            && segment.body_left() >= first + BLOCK_OCTETS
+    }
+
     /// The buffer of the commit before, if its write is over: megabytes of fresh memory for each
-    /// commit would cost a page fault for every 4 KiB.
-    fn take_buffer(&mut self, octets: usize) -> Vec<u8> {
+    /// commit would cost a page fault for every 4 KiB. And how much of it is filled: up to a whole
+    /// block in memory, if it is for a direct write.
+    fn take_buffer(&mut self, octets: u64, direct: bool) -> (Vec<u8>, usize) {
         let used = self.gathered.take().and_then(|body| Arc::try_unwrap(body).ok());
         let mut buffer = used.map_or_else(Vec::new, |body| body.bytes.into_vec());
         buffer.clear();
-        buffer.reserve(octets);
-        buffer
+        let block = if direct { BLOCK } else { 0 };
+        // If a huge envelope makes it grow, it goes through the cache.
+        buffer.reserve(usize::try_from(octets).unwrap_or(0) + 2 * block);
+        let lead = if direct { buffer.as_ptr().align_offset(BLOCK).min(BLOCK) } else { 0 };
+        buffer.resize(lead, 0);
+        (buffer, lead)
     }
 
     /// Gives a message its place in the commit: octets to write, slots to store.
@@ -203,12 +236,22 @@ impl Queue {
 impl Gather {
     /// Slots and octets that this write has taken so far.
     pub(super) fn taken(&self) -> (u32, u64) {
-        (count(self.commit.slots.len() - self.slots_before), self.at - self.start)
+        (count(self.commit.slots.len() - self.slots_before), self.at - self.octets_before)
     }
 
     /// The commit begins no further message.
     pub(super) fn is_full(&self) -> bool {
         self.at - self.commit.body_start > COMMIT_OCTETS_MAX
+            || self.direct && self.at - self.start > DIRECT_OCTETS_MAX
+    }
+
+    /// The last block of a direct write is written whole; what comes next begins behind it.
+    pub(super) fn fill_block(&mut self) {
+        if self.direct {
+            let octets = self.buffer.len() - self.lead;
+            self.buffer.resize(self.lead + octets.next_multiple_of(BLOCK), 0);
+            self.at = self.at.next_multiple_of(BLOCK_OCTETS);
+        }
     }
 
     /// Octets to be written next.
@@ -259,7 +302,7 @@ fn place_body(message: &NewMessage, seed: u32, gather: &mut Gather) -> u32 {
     let checksum = body_checksum(seed, gather.at, body, 0..body.bytes.len());
     for range in body.bytes.cut(0..body.bytes.len()) {
         let part = body.bytes.slice(range.clone());
-        if part.len() <= COPY_OCTETS_MAX {
+        if gather.direct || part.len() <= COPY_OCTETS_MAX {
             gather.buffer.extend_from_slice(part);
         } else {
             let chunk = Chunk { body: body.clone(), range };
@@ -277,10 +320,14 @@ fn body_checksum(seed: u32, offset: u64, body: &Body, range: Range<usize>) -> u3
     parts.fold(first, format::checksum_append)
 }
 
-/// The buffer and the messages in the order of writing.
-pub(super) fn chunks_of(buffer: &Arc<Body>, bodies: Vec<(usize, Chunk)>) -> Vec<Chunk> {
+/// The buffer, from `lead` on, and the messages in the order of writing.
+pub(super) fn chunks_of(
+    buffer: &Arc<Body>,
+    lead: usize,
+    bodies: Vec<(usize, Chunk)>,
+) -> Vec<Chunk> {
     let mut chunks = Vec::with_capacity(bodies.len() * 2 + 1);
-    let mut done = 0;
+    let mut done = lead;
     let part = |range: Range<usize>| Chunk { body: buffer.clone(), range };
     for (behind, chunk) in bodies {
         chunks.push(part(done..behind));

@@ -28,6 +28,12 @@ pub struct Options {
     pub segments_ahead: usize,
     /// Messages of one commit at most.
     pub commit_messages_max: usize,
+    /// Messages that wait for a commit are written past the page cache when they are so many
+    /// octets: see [`super::Effect::Write`].
+    pub direct_octets_min: u64,
+    /// Octets of the page cache's largest piece: within so many of a table nothing is written past
+    /// it.
+    pub folio_octets: u64,
     /// Shard directories to read: its own first, then those of shards that are gone.
     pub directories: Vec<u8>,
     /// The spool's next free id block.

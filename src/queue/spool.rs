@@ -38,6 +38,7 @@ const SEGMENTS_PER_SHARD: u64 = 64;
 /// Tuning that nobody has changed.
 const SEGMENTS_AHEAD: usize = 2;
 const COMMIT_MESSAGES_MAX: usize = 1024;
+const DIRECT_OCTETS_MIN: u64 = 64 << 10;
 /// A pid and a line end.
 const PID_OCTETS_MAX: u64 = 32;
 
@@ -157,6 +158,8 @@ impl Spool {
             octets_max: (self.octets_max / u64::from(self.shards)).max(self.segment_octets),
             segments_ahead: SEGMENTS_AHEAD,
             commit_messages_max: COMMIT_MESSAGES_MAX,
+            direct_octets_min: DIRECT_OCTETS_MIN,
+            folio_octets: limits::FOLIO_OCTETS_MAX,
             directories,
             next_block: self.next_block.clone(),
             retry_ms_max,

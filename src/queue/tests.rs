@@ -16,6 +16,7 @@ use crate::mail::{
 
 mod adopt;
 mod ahead;
+mod direct;
 mod early;
 mod forward;
 mod inspect;
@@ -33,6 +34,8 @@ fn options(octets_max: u64) -> Options {
         octets_max,
         segments_ahead: 2,
         commit_messages_max: 1024,
+        direct_octets_min: u64::MAX,
+        folio_octets: crate::limits::BLOCK_OCTETS,
         directories: vec![0],
         next_block: Arc::new(AtomicU64::new(1)),
         retry_ms_max: 3_600_000,

@@ -225,6 +225,10 @@ impl Shard {
         let mut options = spool.options(id, longest.unwrap_or(0));
         options.segments_ahead = config.tuning.queue_segments_ahead;
         options.commit_messages_max = config.tuning.commit_batch_max;
+        options.direct_octets_min = match config.tuning.direct_write_octets {
+            0 => u64::MAX,
+            octets => octets,
+        };
         let opened = Queue::open(&*medium, options, now).map_err(|e| {
             let spool = config.queue.spool.display();
             format!("spool {spool}: {e}; see that its disk has room and that we may write to it")

@@ -77,6 +77,8 @@ pub(crate) fn options(octets_max: u64, medium: &MemMedium) -> Options {
         octets_max,
         segments_ahead: 1,
         commit_messages_max: 1024,
+        direct_octets_min: 2_000,
+        folio_octets: ringpost::limits::BLOCK_OCTETS,
         directories: vec![0],
         next_block: Arc::new(AtomicU64::new(largest_block(medium) + 1)),
         retry_ms_max: 3_600_000,

@@ -4,7 +4,7 @@
 //!
 //! Diagnostics: errors of the kernel come back as `io::Error`.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,10 +14,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, StatxFlags};
 use tokio::sync::Mutex;
 
 use super::gather::Gather;
 use super::{Backend, epoll, ring};
+use crate::limits::BLOCK_OCTETS;
 
 /// Opens and makes files for one shard.
 #[derive(Clone)]
@@ -61,10 +63,10 @@ impl Files {
     /// Takes over a file that is already open.
     #[must_use]
     pub fn adopt(&self, file: std::fs::File) -> File {
-        match &self.0 {
-            None => File(FileKind::Ring(Rc::new(file.into()), Rc::new(Syncs::new()))),
-            Some(helper) => File(FileKind::Helped(helper.clone(), Arc::new(file))),
-        }
+        File::new(match &self.0 {
+            None => FileKind::Ring(Rc::new(file.into()), Rc::new(Syncs::new())),
+            Some(helper) => FileKind::Helped(helper.clone(), Arc::new(file)),
+        })
     }
 
     /// Opens a file for appending and makes it if it is not there. This blocks for the time of
@@ -95,13 +97,18 @@ impl Files {
         if file.metadata()?.is_file() {
             return Ok(self.adopt(file));
         }
-        Ok(File(FileKind::Helped(epoll::Helper::start()?, Arc::new(file))))
+        Ok(File::new(FileKind::Helped(epoll::Helper::start()?, Arc::new(file))))
     }
 }
 
 /// An open file.
 #[derive(Clone)]
-pub struct File(FileKind);
+pub struct File {
+    kind: FileKind,
+    /// Another description of it, whose writes go past the page cache, from the first such write
+    /// on; `None`: the file system takes none, or the system has no description to give.
+    direct: Rc<OnceCell<Option<FileKind>>>,
+}
 
 #[derive(Clone)]
 enum FileKind {
@@ -149,22 +156,62 @@ impl Syncs {
     }
 }
 
-/// By its number: the file may have lost its name. Nothing is read from the disk for that.
 fn opened_again(fd: &ring::SharedFd) -> Option<ring::SharedFd> {
-    let file = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let file = std::fs::File::open(by_number(fd)).ok()?;
     Some(Rc::new(file.into()))
 }
 
+/// The file may have lost its name. Nothing is read from the disk for that.
+fn by_number(fd: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+impl FileKind {
+    /// Another description, for writes past the page cache, where the file system says (since
+    /// Linux 6.1) that it takes ours.
+    fn opened_direct(&self) -> Option<Self> {
+        let (fd, name) = match self {
+            Self::Ring(fd, _) => (fd.as_fd(), by_number(&**fd)),
+            Self::Helped(_, file) => (file.as_fd(), by_number(&**file)),
+        };
+        let wanted = StatxFlags::DIOALIGN;
+        let known = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+        let fits = |octets: u32| (1..=BLOCK_OCTETS).contains(&u64::from(octets));
+        if !fits(known.stx_dio_mem_align) || !fits(known.stx_dio_offset_align) {
+            return None;
+        }
+        let mut options = OpenOptions::new();
+        let file = options.write(true).custom_flags(libc::O_DIRECT).open(name).ok()?;
+        Some(match self {
+            Self::Ring(_, syncs) => Self::Ring(Rc::new(file.into()), syncs.clone()),
+            Self::Helped(helper, _) => Self::Helped(helper.clone(), Arc::new(file)),
+        })
+    }
+
+    async fn write(&self, gather: Gather, offset: Option<u64>) -> io::Result<()> {
+        match self {
+            Self::Ring(fd, _) => ring::write_at(fd, gather, offset).await,
+            Self::Helped(helper, file) => helper.write_at(file, gather, offset).await,
+        }
+    }
+}
+
 impl File {
-    /// Writes all of `gather` at `offset`.
+    fn new(kind: FileKind) -> Self {
+        Self { kind, direct: Rc::default() }
+    }
+
+    /// Writes all of `gather` at `offset`: past the page cache, if it is one piece of whole blocks
+    /// in whole blocks and the file system takes it so. The caller sees to it that nothing else
+    /// writes near it meanwhile.
     ///
     /// # Errors
     /// As pwritev(2); a part may be written then.
     pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
-        match &self.0 {
-            FileKind::Ring(fd, _) => ring::write_at(fd, gather, Some(offset)).await,
-            FileKind::Helped(helper, file) => helper.write_at(file, gather, Some(offset)).await,
-        }
+        let direct = gather.is_whole_blocks() && offset.is_multiple_of(BLOCK_OCTETS);
+        let direct = direct.then(|| self.direct.get_or_init(|| self.kind.opened_direct()));
+        let kind = direct.and_then(Option::as_ref).unwrap_or(&self.kind);
+        kind.write(gather, Some(offset)).await
     }
 
     /// Writes all of `gather` where the file stands (at its end, if opened for appending).
@@ -172,10 +219,7 @@ impl File {
     /// # Errors
     /// As writev(2); a part may be written then.
     pub async fn append(&self, gather: Gather) -> io::Result<()> {
-        match &self.0 {
-            FileKind::Ring(fd, _) => ring::write_at(fd, gather, None).await,
-            FileKind::Helped(helper, file) => helper.write_at(file, gather, None).await,
-        }
+        self.kind.write(gather, None).await
     }
 
     /// Reads `octets` from `offset`.
@@ -186,7 +230,7 @@ impl File {
         let mut buffer = Vec::with_capacity(octets);
         while buffer.len() < octets {
             let place = offset + buffer.len() as u64;
-            let count = match &self.0 {
+            let count = match &self.kind {
                 FileKind::Ring(fd, _) => {
                     let (result, given_back) = ring::read_at(fd, buffer, place).await;
                     buffer = given_back;
@@ -212,7 +256,7 @@ impl File {
     /// # Errors
     /// As fdatasync(2).
     pub async fn sync_data(&self) -> io::Result<()> {
-        match &self.0 {
+        match &self.kind {
             FileKind::Ring(fd, syncs) => syncs.sync_data(fd).await,
             FileKind::Helped(helper, file) => helper.sync_data(file).await,
         }
@@ -221,8 +265,56 @@ impl File {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gather::Piece;
     use super::*;
+    use crate::limits::BLOCK;
     use crate::shard::io;
+
+    /// What went past the page cache and what did not stand beside each other, whatever of it was
+    /// read before.
+    #[test]
+    fn whole_blocks_go_past_the_page_cache() {
+        // Where temporary files are there may be no disk below.
+        let program = std::env::current_exe().unwrap();
+        let folder = program.parent().unwrap();
+        for backend in io::backends() {
+            let written = async move {
+                let std_file = tempfile::tempfile_in(folder).unwrap();
+                let file = Files::start(backend).unwrap().adopt(std_file);
+                file.write_at(vec![1; 5 * BLOCK].into(), 0).await.unwrap();
+                let whole = |fill: u8, blocks: usize| {
+                    let mut octets: Vec<u8> = Vec::with_capacity((blocks + 1) * BLOCK);
+                    let lead = octets.as_ptr().align_offset(BLOCK);
+                    octets.resize(lead + blocks * BLOCK, fill);
+                    let octets = Arc::new(octets);
+                    Gather::new(vec![Piece::Commands(octets, lead..lead + blocks * BLOCK)])
+                };
+                assert!(file.direct.get().is_none());
+                file.write_at(whole(2, 2), BLOCK as u64).await.unwrap();
+                assert!(file.direct.get().is_some());
+                file.write_at(vec![3; 100].into(), 3 * BLOCK as u64).await.unwrap();
+                let read = file.read_exact_at(5 * BLOCK, 0).await.unwrap();
+                let runs = read.chunk_by(|a, b| a == b).map(|run| (run[0], run.len()));
+                let expected = [(1, BLOCK), (2, 2 * BLOCK), (3, 100), (1, 2 * BLOCK - 100)];
+                assert_eq!(runs.collect::<Vec<_>>(), expected);
+                if file.direct.get().unwrap().is_none() {
+                    return eprintln!("skipped: {} takes no direct writes", folder.display());
+                }
+                let between = file.write_at(whole(2, 1), 100).await;
+                assert!(between.is_ok(), "what begins inside of a block goes through the cache");
+            };
+            io::run(backend, written).unwrap();
+        }
+    }
+
+    /// Where a file system does not know of such writes they go through the cache.
+    #[test]
+    fn memory_has_no_page_cache_to_go_past() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let memory = rustix::fs::memfd_create("segment", flags).unwrap();
+        let file = Files::start(Backend::Epoll).unwrap().adopt(memory.into());
+        assert!(file.kind.opened_direct().is_none());
+    }
 
     /// Two syncs at a time, each with a description of its own.
     #[test]
@@ -232,7 +324,7 @@ mod tests {
                 let file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
                 let (first, second) = tokio::join!(file.sync_data(), file.sync_data());
                 first.and(second).unwrap();
-                let FileKind::Ring(fd, syncs) = &file.0 else { return };
+                let FileKind::Ring(fd, syncs) = &file.kind else { return };
                 let second = syncs.second.borrow();
                 assert_ne!(second.as_ref().unwrap().as_raw_fd(), fd.as_raw_fd());
             };
@@ -246,7 +338,7 @@ mod tests {
         for backend in io::backends() {
             let synced = async move {
                 let mut file = Files::start(backend).unwrap().adopt(tempfile::tempfile().unwrap());
-                if let FileKind::Ring(_, syncs) = &mut file.0 {
+                if let FileKind::Ring(_, syncs) = &mut file.kind {
                     Rc::get_mut(syncs).unwrap().open_again = |_| None;
                 }
                 let ended = RefCell::new(Vec::new());

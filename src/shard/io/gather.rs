@@ -7,6 +7,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::limits::BLOCK;
 use crate::mail::Body;
 
 /// One piece of a write.
@@ -64,6 +65,14 @@ impl Gather {
     pub fn only_slice(&self) -> Option<&[u8]> {
         let is_last = self.first + 1 == self.pieces.len();
         is_last.then(|| &self.pieces[self.first].as_slice()[self.done_octets..])
+    }
+
+    /// Is what is left a single piece of whole blocks, which lie on whole blocks of memory?
+    #[must_use]
+    pub fn is_whole_blocks(&self) -> bool {
+        self.only_slice().is_some_and(|slice| {
+            slice.len().is_multiple_of(BLOCK) && slice.as_ptr().addr().is_multiple_of(BLOCK)
+        })
     }
 
     /// What is left, as slices for one system call.
