@@ -230,11 +230,12 @@ impl Queue {
     }
 
     /// Is something to be written now? Behind a running sync only what is worth it; before one
-    /// that only waits for its writes, nothing.
+    /// that only waits for its writes, nothing. Never beside another write: it would begin in the
+    /// block that the other one ends.
     fn is_write_due(&self) -> bool {
         if !self.syncing.is_empty() {
-            let failed = self.writing.as_ref().is_some_and(|commit| commit.failed);
-            return self.pending_octets >= AHEAD_OCTETS && !failed;
+            let rests = |commit: &Commit| commit.left == 0 && !commit.failed;
+            return self.pending_octets >= AHEAD_OCTETS && self.writing.as_ref().is_none_or(rests);
         }
         self.writing.is_none() && !(self.pending.is_empty() && self.moves.is_empty())
     }

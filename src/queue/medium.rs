@@ -6,15 +6,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::format::{HEADERS_END, Header, SegmentId};
+use super::direct::{fill_to_block, open_direct};
+use super::format::{Geometry, HEADERS_END, Header, SegmentId};
 use super::segment::{Mapping, Medium};
+use crate::limits;
 
 /// A write of this size decides how large the page cache's folios are, which later stores into
 /// a table pay for: in one of 1 MiB, a store of 8 octets costs three times as much.
 const ZEROS_OCTETS: usize = 64 << 10;
+
+/// Past the cache as much as this is written at a time.
+const DIRECT_ZEROS_OCTETS: usize = 1 << 20;
 
 /// The folder of segments that were set aside.
 const ASIDE: &str = "damaged";
@@ -226,14 +232,32 @@ fn segment_number(name: &str) -> Option<u32> {
     (number < 1 << 24 && digits == format!("{number:06x}")).then_some(number)
 }
 
+/// The table goes through the page cache, which it stays in. What stands behind it does not: it
+/// would push out what others need, and take many times the CPU time.
 fn fill(file: &File, octets: u64, header: &[u8]) -> io::Result<()> {
-    let zeros = vec![0; ZEROS_OCTETS];
-    let mut at = 0;
-    while at < octets {
-        let piece = usize::try_from(octets - at).unwrap_or(ZEROS_OCTETS).min(ZEROS_OCTETS);
-        file.write_all_at(&zeros[..piece], at)?;
-        at += piece as u64;
+    let table_end = Header::decode(header).map_or(octets, |header| {
+        let geometry = Geometry::of(header.kind, octets);
+        geometry.body_offset.next_multiple_of(limits::FOLIO_OCTETS_MAX)
+    });
+    let direct = open_direct(file).filter(|_| octets.is_multiple_of(limits::BLOCK_OCTETS));
+    let cached_end = if direct.is_some() { table_end.min(octets) } else { octets };
+    write_zeros(file, 0..cached_end, &vec![0; ZEROS_OCTETS])?;
+    if let Some(direct) = direct {
+        let mut zeros = Vec::with_capacity(DIRECT_ZEROS_OCTETS + limits::BLOCK);
+        let lead = fill_to_block(&mut zeros);
+        zeros.resize(lead + DIRECT_ZEROS_OCTETS, 0);
+        write_zeros(&direct, cached_end..octets, &zeros[lead..])?;
     }
     file.write_all_at(header, 0)?;
     file.sync_all()
+}
+
+fn write_zeros(file: &File, range: Range<u64>, zeros: &[u8]) -> io::Result<()> {
+    let mut at = range.start;
+    while at < range.end {
+        let piece = usize::try_from(range.end - at).unwrap_or(zeros.len()).min(zeros.len());
+        file.write_all_at(&zeros[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
 }

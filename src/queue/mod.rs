@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`mod@format`] | every byte on disk, the assumptions about the medium, states and moves |
 //! | [`segment`], [`medium`], [`memory`] | the seam to the disk, files, a disk in memory |
+//! | `direct` | which files are written past the page cache, and from where |
 //! | `live` | one segment in use: header, names, what is dirty |
 //! | `batch`, `place` | append: what goes into the next commit, and where |
 //! | `commit` | its slots and syncs, and their end |
@@ -44,6 +45,7 @@ use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSa
 
 mod batch;
 mod commit;
+mod direct;
 mod early;
 mod extents;
 pub mod format;
@@ -69,6 +71,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
+pub use direct::open_direct;
 pub use format::{SegmentId, State};
 pub use ids::Ids;
 pub use medium::FileMedium;
@@ -191,7 +194,8 @@ pub enum Effect {
         /// What the file begins with.
         header: Vec<u8>,
     },
-    /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`]. A single
+    /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`], before the
+    /// next one is begun: that may begin in the block in which this one ends. A single
     /// chunk of whole blocks ([`crate::limits::BLOCK_OCTETS`]), in the file and in memory, is
     /// meant to go past the page cache, where the file system takes it so: nothing else that is
     /// cached is near it.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::batch::{COMMIT_OCTETS_MAX, Gather, Pending, count};
 use super::commit::{Commit, Placed};
+use super::direct::fill_to_block;
 use super::format::{
     self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, OutcomeWord, RecipientTexts,
     Slot, StateWord, TablePlace, flags,
@@ -95,8 +96,7 @@ impl Queue {
         let block = if direct { BLOCK } else { 0 };
         // If a huge envelope makes it grow, it goes through the cache.
         buffer.reserve(usize::try_from(octets).unwrap_or(0) + 2 * block);
-        let lead = if direct { buffer.as_ptr().align_offset(BLOCK).min(BLOCK) } else { 0 };
-        buffer.resize(lead, 0);
+        let lead = if direct { fill_to_block(&mut buffer) } else { 0 };
         (buffer, lead)
     }
 
@@ -245,12 +245,15 @@ impl Gather {
             || self.direct && self.at - self.start > DIRECT_OCTETS_MAX
     }
 
-    /// The last block of a direct write is written whole; what comes next begins behind it.
+    /// The last block is written whole: of one that is not cached the kernel would have to read
+    /// the rest first. What comes next begins behind its message, or behind the block of a direct
+    /// write.
     pub(super) fn fill_block(&mut self) {
+        let end = self.at.next_multiple_of(BLOCK_OCTETS);
+        let rest = usize::try_from(end - self.at).unwrap_or(0);
+        self.buffer.resize(self.buffer.len() + rest, 0);
         if self.direct {
-            let octets = self.buffer.len() - self.lead;
-            self.buffer.resize(self.lead + octets.next_multiple_of(BLOCK), 0);
-            self.at = self.at.next_multiple_of(BLOCK_OCTETS);
+            self.at = end;
         }
     }
 

@@ -84,11 +84,13 @@ fn committed(rig: &Rig<MemMedium>) -> &[Ticket] {
 fn much_mail_is_written_and_synced_during_a_sync() {
     let (mut rig, first, mut tickets) = synced_with_more(&[150_000, 150_000]);
     let write = next_write(&mut rig);
-    // More comes while that is written: it goes into the same commit.
+    // More comes while that is written, and waits for its end.
     tickets.push(rig.append(4, &["b@two.example"], &body(200_000)));
     tickets.push(rig.append(5, &["b@two.example"], &body(100_000)));
-    let more = next_write(&mut rig);
-    rig.perform(more, false);
+    while let Some(effect) = rig.queue.next_effect() {
+        assert!(matches!(effect, Effect::Make { .. }), "a write beside another");
+        rig.perform(effect, false);
+    }
     rig.perform(write, false);
     let second = until_sync(&mut rig);
     assert!(!rig.queue.is_quiet());
@@ -102,6 +104,29 @@ fn much_mail_is_written_and_synced_during_a_sync() {
     assert!(rig.tick(1_000));
     let medium = rig.medium.after_power_cut(|| false);
     assert_eq!(Rig::open(medium, options(8 * MIB)).contents(), rig.contents());
+}
+
+/// What is written and waits for its sync takes in what comes meanwhile.
+#[test]
+fn a_commit_grows_until_its_sync() {
+    let (mut rig, [first, second], mut tickets) = two_syncs();
+    for mids in [4..6, 6..8] {
+        for mid in mids {
+            tickets.push(rig.append(mid, &["a@one.example"], &body(132_000)));
+        }
+        let write = next_write(&mut rig);
+        rig.perform(write, false);
+        assert!(rig.queue.next_effect().is_none(), "a third sync beside two");
+    }
+    rig.perform(first, false);
+    let third = until_sync(&mut rig);
+    rig.perform(second, false);
+    rig.poll();
+    assert_eq!(committed(&rig), &tickets[..3]);
+    rig.perform(third, false);
+    rig.poll();
+    assert_eq!(committed(&rig), tickets);
+    assert!(rig.run());
 }
 
 /// A third one waits for the end of the first; a smaller one than that before it for its end too.

@@ -110,3 +110,36 @@ fn segments_are_filled_to_their_ends() {
         assert!(rig.failed.is_empty());
     }
 }
+
+/// Its table by way of the page cache, the rest past it: all of it zeros on the disk.
+#[test]
+fn a_made_segment_is_its_header_and_zeros() {
+    // Where temporary files are there may be no disk below.
+    let program = std::env::current_exe().unwrap();
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let medium = FileMedium::new(folder.path(), 0);
+    for (number, octets) in [(1, MIB), (2, 4 * MIB), (3, 20 * MIB), (4, 5 * MIB + 4096)] {
+        for (number, kind) in [(number, SegmentKind::Messages), (number + 9, SegmentKind::Extents)]
+        {
+            let segment = SegmentId::new(0, number);
+            let header = format::Header {
+                kind,
+                spool: SpoolId([7; 16]),
+                segment,
+                generation: 1,
+                sequence: 0,
+                octets,
+                durable_slots: 0,
+                durable_body_end: format::Geometry::of(kind, octets).body_offset,
+                id_block_max: 0,
+            };
+            let header = header.encode();
+            let file = medium.make(segment, octets, &header).unwrap();
+            let mut made = vec![1; usize::try_from(octets).unwrap()];
+            medium.read_at(&file, 0, &mut made).unwrap();
+            assert_eq!(medium.octets(&file).unwrap(), octets);
+            assert_eq!(made[..header.len()], header);
+            assert!(made[header.len()..].iter().all(|octet| *octet == 0));
+        }
+    }
+}

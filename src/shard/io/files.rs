@@ -14,12 +14,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, StatxFlags};
 use tokio::sync::Mutex;
 
 use super::gather::Gather;
 use super::{Backend, epoll, ring};
 use crate::limits::BLOCK_OCTETS;
+use crate::queue::open_direct;
 
 /// Opens and makes files for one shard.
 #[derive(Clone)]
@@ -156,35 +156,20 @@ impl Syncs {
     }
 }
 
+/// By its number: the file may have lost its name. Nothing is read from the disk for that.
 fn opened_again(fd: &ring::SharedFd) -> Option<ring::SharedFd> {
-    let file = std::fs::File::open(by_number(fd)).ok()?;
+    let file = std::fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
     Some(Rc::new(file.into()))
 }
 
-/// The file may have lost its name. Nothing is read from the disk for that.
-fn by_number(fd: &impl AsRawFd) -> String {
-    format!("/proc/self/fd/{}", fd.as_raw_fd())
-}
-
 impl FileKind {
-    /// Another description, for writes past the page cache, where the file system says (since
-    /// Linux 6.1) that it takes ours.
+    /// Another description, for writes past the page cache.
     fn opened_direct(&self) -> Option<Self> {
-        let (fd, name) = match self {
-            Self::Ring(fd, _) => (fd.as_fd(), by_number(&**fd)),
-            Self::Helped(_, file) => (file.as_fd(), by_number(&**file)),
-        };
-        let wanted = StatxFlags::DIOALIGN;
-        let known = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted).ok()?;
-        let fits = |octets: u32| (1..=BLOCK_OCTETS).contains(&u64::from(octets));
-        if !fits(known.stx_dio_mem_align) || !fits(known.stx_dio_offset_align) {
-            return None;
-        }
-        let mut options = OpenOptions::new();
-        let file = options.write(true).custom_flags(libc::O_DIRECT).open(name).ok()?;
         Some(match self {
-            Self::Ring(_, syncs) => Self::Ring(Rc::new(file.into()), syncs.clone()),
-            Self::Helped(helper, _) => Self::Helped(helper.clone(), Arc::new(file)),
+            Self::Ring(fd, syncs) => Self::Ring(Rc::new(open_direct(&**fd)?.into()), syncs.clone()),
+            Self::Helped(helper, file) => {
+                Self::Helped(helper.clone(), Arc::new(open_direct(&**file)?))
+            }
         })
     }
 
