@@ -329,6 +329,7 @@ impl Shard {
                 Err(error) => return drop(ready.send(Err(error.to_string()))),
             }
         }
+        io::rest(&self.files);
         io::spawn(self.clone().run_commits());
         io::spawn(self.clone().run_hold_back());
         io::spawn(self.clone().run_log(log));

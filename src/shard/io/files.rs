@@ -44,11 +44,17 @@ impl Files {
     /// long as this thread has work, with a sync of 1 ms for 2 ms more: the core is left to it,
     /// once.
     pub async fn are_under_way(&self) {
+        self.hand_over().await;
+        std::thread::yield_now();
+    }
+
+    /// Waits until all tasks that were woken have had their turn, and what they began is with the
+    /// kernel.
+    pub(super) async fn hand_over(&self) {
         match &self.0 {
             None => ring::hand_over().await,
             Some(_) => tokio::task::yield_now().await,
         }
-        std::thread::yield_now();
     }
 
     /// Waits a part of a millisecond. Where there is no ring it lets others have their turn: the

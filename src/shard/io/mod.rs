@@ -13,6 +13,7 @@ mod clock;
 mod epoll;
 mod files;
 mod gather;
+mod rest;
 mod ring;
 mod sockopt;
 
@@ -109,8 +110,17 @@ pub(super) fn backends() -> Vec<Backend> {
 pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
     drop(tokio::task::spawn_local(async move {
         let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| clock::standing(|| future.as_mut().poll(cx))).await;
+        std::future::poll_fn(|cx| {
+            rest::note_work();
+            clock::standing(|| future.as_mut().poll(cx))
+        })
+        .await;
     }));
+}
+
+/// From now on this thread leaves its core to others before it sleeps, as long as they take it.
+pub fn rest(files: &Files) {
+    drop(tokio::task::spawn_local(rest::run(files.clone())));
 }
 
 /// Sleeps; for the few timers of a shard, not for one per operation.
