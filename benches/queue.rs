@@ -464,8 +464,8 @@ impl Disk {
             && let Some(effect) = self.queue.next_effect()
         {
             match effect {
-                Effect::Write { id, segment, offset, chunks } => {
-                    write = Some((id, self.write(segment, offset, chunks)));
+                Effect::Write { id, segment, offset, chunks, direct } => {
+                    write = Some((id, self.write(segment, offset, chunks, direct)));
                 }
                 Effect::Sync { id, segment } => {
                     self.begin_sync(id, segment);
@@ -521,11 +521,17 @@ impl Disk {
         segment: SegmentId,
         offset: u64,
         chunks: Vec<Chunk>,
+        direct: bool,
     ) -> impl Future<Output = io::Result<()>> + use<> {
         self.come = 0;
         let gather = Gather::new(chunks.into_iter().map(piece).collect());
         let file = self.segments[&segment].clone();
-        async move { file.write_at(gather, offset).await }
+        async move {
+            match direct {
+                true => file.write_direct_at(gather, offset).await,
+                false => file.write_at(gather, offset).await,
+            }
+        }
     }
 
     /// Carries out an effect other than a write or a sync.

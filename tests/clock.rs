@@ -77,7 +77,7 @@ fn spool_of(path: &Path, wall: Wall, to: &[&str], each: usize) {
                 files.insert(segment, file);
                 queue.handle_made(id, map);
             }
-            Effect::Write { id, segment, mut offset, chunks } => {
+            Effect::Write { id, segment, mut offset, chunks, direct: _ } => {
                 for chunk in chunks {
                     medium.write_at(&files[&segment], offset, chunk.as_ref()).unwrap();
                     offset += chunk.as_ref().len() as u64;

@@ -165,7 +165,7 @@ fn a_full_tmpfs() {
             let log = engine.log();
             let life = log.rsplit("Begin Logfile").next().unwrap();
             let count = |text: &str| life.matches(text).count();
-            count("new mail is refused with 452") == count("new mail is taken again")
+            count("queue: new mail is refused") == count("queue: new mail is taken again")
         });
         engine.send("s@from.test", &["r@to.test"]);
         engine.wait_empty();

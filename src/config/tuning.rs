@@ -42,7 +42,7 @@ pub struct Tuning {
     pub hot_body_octets: u64,
     /// Messages that one commit takes together at most.
     pub commit_batch_max: usize,
-    /// Octets from which on what one commit writes goes past the page cache; 0: never.
+    /// Octets of waiting messages from which on a commit is written past the page cache; 0: never.
     pub direct_write_octets: u64,
     /// Queue segments that stand ready behind the one in use, for each shard.
     pub queue_segments_ahead: usize,
@@ -114,7 +114,7 @@ pub static ENGINE_KEYS: &[EngineKey] = &[
     },
     EngineKey {
         name: "ringpost.direct_write_octets",
-        what: "octets from which on what a commit writes goes past the page cache; 0: never",
+        what: "octets that wait, from which on a commit goes past the page cache; 0: never",
         form: Form::Octets,
         range: 0..=1 << 40,
         get: |t| t.direct_write_octets,

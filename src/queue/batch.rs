@@ -240,8 +240,18 @@ impl Queue {
         self.writing.is_none() && !(self.pending.is_empty() && self.moves.is_empty())
     }
 
+    /// Messages that were accepted by all next hops meanwhile are not written.
+    fn drop_settled(&mut self) {
+        while let Some(key) = self.pending.front().and_then(|pending| pending.early)
+            && !self.early_needs_write(key)
+        {
+            self.take_pending();
+        }
+    }
+
     /// Writes what waits, as a new commit or as more of the one that is being written.
     fn begin_write(&mut self) {
+        self.drop_settled();
         let fits = |active| match (self.pending.front(), self.moves.front()) {
             (Some(first), _) => self.fits(active, first, 0, 0),
             (None, Some(first)) => self.move_fits(active, first, 0, 0),
@@ -368,13 +378,15 @@ impl Queue {
     fn write(&mut self, mut gather: Gather) {
         let (slots, _) = gather.taken();
         gather.fill_block();
-        let Gather { mut commit, buffer, bodies, start, at, lead, extent_writes, .. } = gather;
+        let Gather { mut commit, buffer, bodies, start, at, lead, direct, extent_writes, .. } =
+            gather;
+        let gathered = Arc::new(Body { bytes: buffer.into(), facts: MessageFacts::default() });
         if slots == 0 {
             // Nothing was taken in; earlier writes of the commit may be under way.
             self.writing = Some(commit).filter(|commit| !commit.slots.is_empty());
+            self.gathered = Some(gathered);
             return;
         }
-        let gathered = Arc::new(Body { bytes: buffer.into(), facts: MessageFacts::default() });
         let chunks = chunks_of(&gathered, lead, bodies);
         self.gathered = Some(gathered);
         commit.left += 1 + extent_writes.len();
@@ -385,11 +397,12 @@ impl Queue {
         let (name, segment) = (segment.header.segment, commit.segment);
         self.writing = Some(commit);
         let id = self.effect_id(Purpose::CommitWrite(segment));
-        self.effects.push_back(Effect::Write { id, segment: name, offset: start, chunks });
+        self.effects.push_back(Effect::Write { id, segment: name, offset: start, chunks, direct });
         for (segment, offset, chunks) in extent_writes {
             let name = self.segments[segment].header.segment;
             let id = self.effect_id(Purpose::CommitWrite(segment));
-            self.effects.push_back(Effect::Write { id, segment: name, offset, chunks });
+            let direct = false;
+            self.effects.push_back(Effect::Write { id, segment: name, offset, chunks, direct });
         }
     }
 }

@@ -195,10 +195,7 @@ pub enum Effect {
         header: Vec<u8>,
     },
     /// Write the chunks one behind the other at `offset`; then [`Queue::handle_done`], before the
-    /// next one is begun: that may begin in the block in which this one ends. A single
-    /// chunk of whole blocks ([`crate::limits::BLOCK_OCTETS`]), in the file and in memory, is
-    /// meant to go past the page cache, where the file system takes it so: nothing else that is
-    /// cached is near it.
+    /// next one of the same segment is begun: that may begin in the block in which this one ends.
     Write {
         /// Names the effect.
         id: EffectId,
@@ -208,6 +205,9 @@ pub enum Effect {
         offset: u64,
         /// What.
         chunks: Vec<Chunk>,
+        /// It is meant to go past the page cache, where the file system takes it so: whole blocks
+        /// ([`crate::limits::BLOCK_OCTETS`]) that nothing else is cached near to.
+        direct: bool,
     },
     /// Read the plan's pieces, one behind the other, while other effects go on; then
     /// [`Queue::handle_read`].

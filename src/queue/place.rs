@@ -12,6 +12,7 @@ use super::format::{
     self, Entry, ExtentPlace, ExtentSlot, HeadTexts, MessageSlot, OutcomeWord, RecipientTexts,
     Slot, StateWord, TablePlace, flags,
 };
+use super::forward::Move;
 use super::live::Name;
 use super::{Chunk, NewMessage, Queue};
 use crate::limits::{self, BLOCK, BLOCK_OCTETS};
@@ -94,8 +95,9 @@ impl Queue {
         let mut buffer = used.map_or_else(Vec::new, |body| body.bytes.into_vec());
         buffer.clear();
         let block = if direct { BLOCK } else { 0 };
+        let moves: u64 = self.moves.iter().map(Move::octets).sum();
         // If a huge envelope makes it grow, it goes through the cache.
-        buffer.reserve(usize::try_from(octets).unwrap_or(0) + 2 * block);
+        buffer.reserve(usize::try_from(octets + moves).unwrap_or(0) + 2 * block);
         let lead = if direct { fill_to_block(&mut buffer) } else { 0 };
         (buffer, lead)
     }

@@ -28,8 +28,8 @@ pub struct Options {
     pub segments_ahead: usize,
     /// Messages of one commit at most.
     pub commit_messages_max: usize,
-    /// Messages that wait for a commit are written past the page cache when they are so many
-    /// octets: see [`super::Effect::Write`].
+    /// Messages that wait for a commit are written past the page cache when they take so many
+    /// octets of room, table and bodies: see [`super::Effect::Write`].
     pub direct_octets_min: u64,
     /// Octets of the page cache's largest piece: within so many of a table nothing is written past
     /// it.

@@ -167,7 +167,7 @@ impl<M: Medium> Rig<M> {
                 });
                 self.queue.handle_made(id, map);
             }
-            Effect::Write { id, segment, offset, chunks } => {
+            Effect::Write { id, segment, offset, chunks, direct: _ } => {
                 let mut at = offset;
                 for chunk in &chunks {
                     // A failing write has written half of its octets.

@@ -110,11 +110,12 @@ impl Shard {
                     shard.make(id, segment, octets, map_octets, header).await;
                 });
             }
-            Effect::Write { id, segment, offset, chunks } => {
+            Effect::Write { id, segment, offset, chunks, direct } => {
                 let octets: usize = chunks.iter().map(|c| c.as_ref().len()).sum();
                 self.counters().queue_octets_written.add(octets as u64);
                 let gather = Gather::new(chunks.into_iter().map(piece).collect());
                 let result = match self.segment_file(segment) {
+                    Some(file) if direct => file.write_direct_at(gather, offset).await,
                     Some(file) => file.write_at(gather, offset).await,
                     None => Err(std::io::ErrorKind::NotFound.into()),
                 };

@@ -225,9 +225,11 @@ impl Shard {
         let mut options = spool.options(id, longest.unwrap_or(0));
         options.segments_ahead = config.tuning.queue_segments_ahead;
         options.commit_messages_max = config.tuning.commit_batch_max;
-        options.direct_octets_min = match config.tuning.direct_write_octets {
-            0 => u64::MAX,
-            octets => octets,
+        options.direct_octets_min = match (backend, config.tuning.direct_write_octets) {
+            // The helper would lock the file for as long as the disk writes, and a shard that
+            // stores a word waits for it; a ring lets go of it at once.
+            (Backend::Epoll, _) | (_, 0) => u64::MAX,
+            (Backend::Ring, octets) => octets,
         };
         let opened = Queue::open(&*medium, options, now).map_err(|e| {
             let spool = config.queue.spool.display();

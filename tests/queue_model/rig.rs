@@ -322,7 +322,7 @@ impl Rig {
                 });
                 self.queue.handle_made(id, map);
             }
-            Effect::Write { id, segment, offset, chunks } => {
+            Effect::Write { id, segment, offset, chunks, direct: _ } => {
                 let mut at = offset;
                 for chunk in &chunks {
                     let octets = chunk.as_ref();

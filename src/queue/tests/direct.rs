@@ -13,13 +13,14 @@ fn direct(octets_max: u64) -> Options {
 
 /// Where a write begins, its octets, and whether it may go past the page cache.
 fn look_at(write: &Effect) -> (u64, u64, bool) {
-    let Effect::Write { offset, chunks, .. } = write else { panic!("no write") };
+    let Effect::Write { offset, chunks, direct, .. } = write else { panic!("no write") };
     let octets = chunks.iter().map(|chunk| chunk.as_ref().len() as u64).sum();
     let is_whole = |octets: &[u8]| {
         octets.len().is_multiple_of(BLOCK) && octets.as_ptr().addr().is_multiple_of(BLOCK)
     };
     let is_one = chunks.len() == 1 && is_whole(chunks[0].as_ref());
-    (*offset, octets, is_one && offset.is_multiple_of(BLOCK_OCTETS))
+    assert!(!direct || is_one && offset.is_multiple_of(BLOCK_OCTETS));
+    (*offset, octets, *direct)
 }
 
 /// Does what there is to do; the writes, in their order.

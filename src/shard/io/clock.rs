@@ -79,7 +79,7 @@ pub fn now_us() -> u64 {
 }
 
 #[allow(clippy::disallowed_methods, reason = "this is the clock seam")]
-fn since_start() -> Duration {
+pub(super) fn since_start() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }

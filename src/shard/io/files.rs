@@ -113,7 +113,7 @@ pub struct File {
     kind: FileKind,
     /// Another description of it, whose writes go past the page cache, from the first such write
     /// on; `None`: the file system takes none, or the system has no description to give.
-    direct: Rc<OnceCell<Option<FileKind>>>,
+    direct: Rc<OnceCell<Option<ring::SharedFd>>>,
 }
 
 #[derive(Clone)]
@@ -169,14 +169,13 @@ fn opened_again(fd: &ring::SharedFd) -> Option<ring::SharedFd> {
 }
 
 impl FileKind {
-    /// Another description, for writes past the page cache.
-    fn opened_direct(&self) -> Option<Self> {
-        Some(match self {
-            Self::Ring(fd, syncs) => Self::Ring(Rc::new(open_direct(&**fd)?.into()), syncs.clone()),
-            Self::Helped(helper, file) => {
-                Self::Helped(helper.clone(), Arc::new(open_direct(&**file)?))
-            }
-        })
+    /// Another description, for writes past the page cache; through a ring only: a helper that
+    /// writes so locks the file until the disk is done, also for a shard that stores a word.
+    fn opened_direct(&self) -> Option<ring::SharedFd> {
+        match self {
+            Self::Ring(fd, _) => Some(Rc::new(open_direct(&**fd)?.into())),
+            Self::Helped(..) => None,
+        }
     }
 
     async fn write(&self, gather: Gather, offset: Option<u64>) -> io::Result<()> {
@@ -192,17 +191,28 @@ impl File {
         Self { kind, direct: Rc::default() }
     }
 
+    /// Writes all of `gather` at `offset`.
+    ///
+    /// # Errors
+    /// As pwritev(2); a part may be written then.
+    pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
+        self.kind.write(gather, Some(offset)).await
+    }
+
     /// Writes all of `gather` at `offset`: past the page cache, if it is one piece of whole blocks
     /// in whole blocks and the file system takes it so. The caller sees to it that nothing else
     /// writes near it meanwhile.
     ///
     /// # Errors
     /// As pwritev(2); a part may be written then.
-    pub async fn write_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
-        let direct = gather.is_whole_blocks() && offset.is_multiple_of(BLOCK_OCTETS);
-        let direct = direct.then(|| self.direct.get_or_init(|| self.kind.opened_direct()));
-        let kind = direct.and_then(Option::as_ref).unwrap_or(&self.kind);
-        kind.write(gather, Some(offset)).await
+    pub async fn write_direct_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
+        if gather.is_whole_blocks()
+            && offset.is_multiple_of(BLOCK_OCTETS)
+            && let Some(direct) = self.direct.get_or_init(|| self.kind.opened_direct())
+        {
+            return ring::write_at(direct, gather, Some(offset)).await;
+        }
+        self.write_at(gather, offset).await
     }
 
     /// Writes all of `gather` where the file stands (at its end, if opened for appending).
@@ -271,6 +281,7 @@ mod tests {
         for backend in io::backends() {
             let written = async move {
                 let std_file = tempfile::tempfile_in(folder).unwrap();
+                let cached = std_file.try_clone().unwrap();
                 let file = Files::start(backend).unwrap().adopt(std_file);
                 file.write_at(vec![1; 5 * BLOCK].into(), 0).await.unwrap();
                 let whole = |fill: u8, blocks: usize| {
@@ -280,19 +291,30 @@ mod tests {
                     let octets = Arc::new(octets);
                     Gather::new(vec![Piece::Commands(octets, lead..lead + blocks * BLOCK)])
                 };
-                assert!(file.direct.get().is_none());
-                file.write_at(whole(2, 2), BLOCK as u64).await.unwrap();
-                assert!(file.direct.get().is_some());
-                file.write_at(vec![3; 100].into(), 3 * BLOCK as u64).await.unwrap();
-                let read = file.read_exact_at(5 * BLOCK, 0).await.unwrap();
-                let runs = read.chunk_by(|a, b| a == b).map(|run| (run[0], run.len()));
-                let expected = [(1, BLOCK), (2, 2 * BLOCK), (3, 100), (1, 2 * BLOCK - 100)];
-                assert_eq!(runs.collect::<Vec<_>>(), expected);
-                if file.direct.get().unwrap().is_none() {
-                    return eprintln!("skipped: {} takes no direct writes", folder.display());
+                file.write_at(whole(4, 1), 4 * BLOCK_OCTETS).await.unwrap();
+                assert!(file.direct.get().is_none(), "only what is meant to go so does");
+                let is_cached = |block: u64| {
+                    let (mut octet, flags) = ([0], rustix::io::ReadWriteFlags::NOWAIT);
+                    let mut slices = [std::io::IoSliceMut::new(&mut octet)];
+                    let offset = block * BLOCK_OCTETS;
+                    rustix::io::preadv2(&cached, &mut slices, offset, flags).is_ok()
+                };
+                let cached_before = [1, 2].map(is_cached);
+                file.write_direct_at(whole(2, 2), BLOCK_OCTETS).await.unwrap();
+                if file.direct.get().unwrap().is_some() {
+                    // Whole pieces of the cache are dropped: the blocks beside may go with them.
+                    assert_eq!(cached_before, [true; 2]);
+                    assert_eq!([1, 2].map(is_cached), [false; 2]);
+                } else {
+                    eprintln!("skipped in part: no direct writes in {}", folder.display());
                 }
-                let between = file.write_at(whole(2, 1), 100).await;
-                assert!(between.is_ok(), "what begins inside of a block goes through the cache");
+                file.write_direct_at(vec![3; 100].into(), 3 * BLOCK_OCTETS).await.unwrap();
+                file.write_direct_at(whole(5, 1), 4 * BLOCK_OCTETS + 100).await.unwrap();
+                let read = file.read_exact_at(5 * BLOCK + 100, 0).await.unwrap();
+                let runs = read.chunk_by(|a, b| a == b).map(|run| (run[0], run.len()));
+                let expected =
+                    [(1, BLOCK), (2, 2 * BLOCK), (3, 100), (1, BLOCK - 100), (4, 100), (5, BLOCK)];
+                assert_eq!(runs.collect::<Vec<_>>(), expected);
             };
             io::run(backend, written).unwrap();
         }
@@ -303,8 +325,7 @@ mod tests {
     fn memory_has_no_page_cache_to_go_past() {
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
         let memory = rustix::fs::memfd_create("segment", flags).unwrap();
-        let file = Files::start(Backend::Epoll).unwrap().adopt(memory.into());
-        assert!(file.kind.opened_direct().is_none());
+        assert!(open_direct(&memory).is_none());
     }
 
     /// Two syncs at a time, each with a description of its own.

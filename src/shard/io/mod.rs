@@ -120,7 +120,8 @@ pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
 
 /// From now on this thread leaves its core to others before it sleeps, as long as they take it.
 pub fn rest(files: &Files) {
-    drop(tokio::task::spawn_local(rest::run(files.clone())));
+    let files = files.clone();
+    drop(tokio::task::spawn_local(rest::run(async move || rest::offer_core(&files).await)));
 }
 
 /// Sleeps; for the few timers of a shard, not for one per operation.

@@ -13,6 +13,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use super::clock;
 use super::files::Files;
@@ -20,8 +21,10 @@ use super::files::Files;
 /// The core is left to others so often before this thread sleeps.
 const OFFERS_MAX: u32 = 4;
 
-/// An offer that took less time than this was taken by nobody.
-const TAKEN_US_MIN: u64 = 2;
+/// An offer that took less time than this was taken by nobody; one that took more, by somebody who
+/// has other things to do than to answer us.
+const TAKEN_MIN: Duration = Duration::from_micros(2);
+const TAKEN_MAX: Duration = Duration::from_millis(1);
 
 /// After offers that nobody took so many turns go by at most without one.
 const TURNS_SKIPPED_MAX: u32 = 63;
@@ -42,8 +45,9 @@ pub(super) fn note_work() {
     }
 }
 
-/// Runs as long as its thread: leaves the core to others before it sleeps.
-pub(super) async fn run(files: Files) {
+/// Runs as long as its thread: before it sleeps it makes an `offer` of its core to others, which
+/// says whether that was worth it.
+pub(super) async fn run(mut offer: impl AsyncFnMut() -> bool) {
     let mut pace = Pace::default();
     loop {
         poll_fn(|context| match HAS_WORKED.replace(false) {
@@ -55,25 +59,27 @@ pub(super) async fn run(files: Files) {
         })
         .await;
         if pace.is_due() {
-            pace.note(offer_core(&files).await);
+            pace.note(offer().await);
             // Whatever has come meanwhile is done, or under way.
             HAS_WORKED.set(false);
         }
     }
 }
 
-/// Was the core taken?
-async fn offer_core(files: &Files) -> bool {
+/// Leaves the core to others a few times, as long as they take it. False: it was not taken, or
+/// for too long.
+pub(super) async fn offer_core(files: &Files) -> bool {
     let mut is_taken = false;
     for _ in 0..OFFERS_MAX {
         // All others have their turn first, and what they send is on its way.
         files.hand_over().await;
-        let before_us = clock::now_us();
+        let before = clock::since_start();
         std::thread::yield_now();
-        if clock::now_us() - before_us < TAKEN_US_MIN {
-            break;
+        match clock::since_start() - before {
+            taken if taken < TAKEN_MIN => break,
+            taken if taken > TAKEN_MAX => return false,
+            _ => is_taken = true,
         }
-        is_taken = true;
     }
     is_taken
 }
@@ -102,7 +108,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::rc::Rc;
 
     use super::*;
     use crate::shard::io;
@@ -142,18 +148,29 @@ mod tests {
         }
     }
 
-    /// Each poll of a task wakes the task that sees to rest, and an offer is made.
+    /// A poll of a task wakes the task that sees to rest, which then makes one offer.
     #[test]
     fn work_is_followed_by_an_offer() {
         for backend in io::backends() {
             let rests = async move {
-                io::rest(&Files::start(backend).unwrap());
+                let offers = Rc::new(Cell::new(0));
+                let counted = offers.clone();
+                let offer = async move || {
+                    counted.set(counted.get() + 1);
+                    true
+                };
+                drop(tokio::task::spawn_local(run(offer)));
                 io::sleep(Duration::from_millis(1)).await;
+                let before = offers.get();
                 assert!(AT_REST.with_borrow(Option::is_some), "at rest");
-                io::spawn(async {});
+                let (seen, is_seen) = tokio::sync::oneshot::channel();
+                io::spawn(async move {
+                    seen.send(AT_REST.with_borrow(Option::is_none)).unwrap();
+                });
+                assert!(is_seen.await.unwrap(), "woken by the poll");
                 io::sleep(Duration::from_millis(1)).await;
+                assert_eq!(offers.get(), before + 1);
                 assert!(AT_REST.with_borrow(Option::is_some), "at rest again");
-                assert!(!HAS_WORKED.get());
             };
             io::run(backend, rests).unwrap();
         }
