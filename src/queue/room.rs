@@ -228,18 +228,7 @@ impl Queue {
     }
 
     pub(super) fn fresh_header(&self, kind: SegmentKind, segment: SegmentId) -> Header {
-        let octets = self.octets_of(kind);
-        Header {
-            kind,
-            spool: self.options.spool,
-            segment,
-            generation: 1,
-            sequence: 0,
-            octets,
-            durable_slots: 0,
-            durable_body_end: format::Geometry::of(kind, octets).body_offset,
-            id_block_max: 0,
-        }
+        Header::first(kind, self.options.spool, segment, self.octets_of(kind))
     }
 
     /// The shard directory of a segment.

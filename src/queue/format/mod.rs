@@ -306,6 +306,22 @@ pub enum HeaderFault {
 }
 
 impl Header {
+    /// The header of a segment of `octets` octets that was never used.
+    #[must_use]
+    pub fn first(kind: SegmentKind, spool: SpoolId, segment: SegmentId, octets: u64) -> Self {
+        Self {
+            kind,
+            spool,
+            segment,
+            generation: 1,
+            sequence: 0,
+            octets,
+            durable_slots: 0,
+            durable_body_end: Geometry::of(kind, octets).body_offset,
+            id_block_max: 0,
+        }
+    }
+
     /// The octets of a header copy.
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_OCTETS] {

@@ -123,18 +123,8 @@ fn a_made_segment_is_its_header_and_zeros() {
         for (number, kind) in [(number, SegmentKind::Messages), (number + 9, SegmentKind::Extents)]
         {
             let segment = SegmentId::new(0, number);
-            let header = format::Header {
-                kind,
-                spool: SpoolId([7; 16]),
-                segment,
-                generation: 1,
-                sequence: 0,
-                octets,
-                durable_slots: 0,
-                durable_body_end: format::Geometry::of(kind, octets).body_offset,
-                id_block_max: 0,
-            };
-            let header = header.encode();
+            let spool = SpoolId([7; 16]);
+            let header = format::Header::first(kind, spool, segment, octets).encode();
             let file = medium.make(segment, octets, &header).unwrap();
             let mut made = vec![1; usize::try_from(octets).unwrap()];
             medium.read_at(&file, 0, &mut made).unwrap();
