@@ -46,8 +46,8 @@ pub fn long_link(arguments: &Arguments) -> Value {
             ),
             ..Settings::of(arguments, "deliver-or-sync", link.address())
         };
-        let engine = Running::start(folder.path(), &settings);
-        let carried = super::engine::carry(ROWS[0].source(messages, engine.address(), None), &sink);
+        let mut engine = Running::start(folder.path(), &settings);
+        let carried = engine.carry(&ROWS[0], messages, None, &sink);
         if !arguments.json {
             println!(
                 "link   {name:<12} {messages:>6} messages {:>8.1} per s ({asked} asked for), \
@@ -59,7 +59,7 @@ pub fn long_link(arguments: &Arguments) -> Value {
         }
         assert_eq!(sink.counts().connections_peak, 1, "more connections than permits");
         figures[name] = json!((carried.rate() * 10.0).round() / 10.0);
-        engine.end(messages);
+        engine.end();
     }
     if arguments.json {
         println!("{}", json!({ "row": "link", "messages_per_s": figures }));

@@ -206,6 +206,7 @@ fn bare_relay(row: &Row, messages: u64, commit: &str, arguments: &Arguments) -> 
     let to = Some((sink.address(), BARE_CONNECTIONS.min(row.sessions as usize)));
     let append_in = (commit == "sync").then_some(folder.path());
     let server = bare::Server::start(bare::Way { to, append_in });
+    common::touch_free_memory(arguments);
     let carried = engine::carry(row.source(messages, server.address(), None), &sink);
     Bare { carried, cpu: server.end() }
 }
@@ -267,7 +268,7 @@ impl Measured {
             self.bare.per_message_us(),
             engine_us(&self.cost) / self.bare.per_message_us(),
             calls,
-            self.per_message(self.cost.totals.queue_syncs),
+            self.per_message(self.cost.syncs),
             self.waits(),
             source_us,
             sink_us,
@@ -297,9 +298,9 @@ impl Measured {
             "source_cpu_us_per_message": source_us,
             "sink_cpu_us_per_message": sink_us,
             "system_calls_per_message": self.calls,
-            "syncs_per_message": self.per_message(self.cost.totals.queue_syncs),
+            "syncs_per_message": self.per_message(self.cost.syncs),
             "waits_per_message": self.waits(),
-            "connections_out": self.cost.totals.connections_out,
+            "connections_out": self.cost.connections_out,
             "latency_at_half_rate_us": {
                 "p50": self.late.percentile_us(50.0),
                 "p99": self.late.percentile_us(99.0),
@@ -314,7 +315,7 @@ impl Measured {
             "cpu_to_bare": round(engine_us(&self.cost) / self.bare.per_message_us()),
             "rate_to_bare": round(self.cost.carried.rate() / self.bare.carried.rate()),
             "calls_per_message": self.calls.map(round),
-            "syncs_per_message": round(self.per_message(self.cost.totals.queue_syncs)),
+            "syncs_per_message": round(self.per_message(self.cost.syncs)),
             "waits_per_message": round(self.waits()),
         })
     }
