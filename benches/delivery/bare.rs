@@ -50,7 +50,13 @@ pub struct Way<'a> {
 /// A server that runs until its clients are gone.
 pub struct Server {
     address: SocketAddr,
-    thread: JoinHandle<Duration>,
+    thread: JoinHandle<Served>,
+}
+
+/// What a server took.
+pub struct Served {
+    pub cpu: Duration,
+    pub syncs: u64,
 }
 
 impl Server {
@@ -64,7 +70,7 @@ impl Server {
         let run = move || {
             let before = common::thread_cpu();
             relay.run();
-            common::thread_cpu() - before
+            Served { cpu: common::thread_cpu() - before, syncs: relay.syncs }
         };
         let thread = std::thread::Builder::new().name("bare".to_owned()).spawn(run).unwrap();
         Self { address, thread }
@@ -74,8 +80,8 @@ impl Server {
         self.address
     }
 
-    /// Its CPU time, once its clients are gone.
-    pub fn end(self) -> Duration {
+    /// What it took, once its clients are gone.
+    pub fn end(self) -> Served {
         self.thread.join().unwrap()
     }
 }
@@ -132,6 +138,7 @@ struct Relay {
     outgoing: Vec<Outgoing>,
     next: usize,
     file: Option<(File, u64)>,
+    syncs: u64,
     open: usize,
 }
 
@@ -153,7 +160,7 @@ impl Relay {
         });
         let outgoing = outgoing.collect();
         let file = way.append_in.map(|folder| (written_before(folder), 0));
-        Self { epoll, listener, incoming: Vec::new(), outgoing, next: 0, file, open: 0 }
+        Self { epoll, listener, incoming: Vec::new(), outgoing, next: 0, file, syncs: 0, open: 0 }
     }
 
     fn run(&mut self) {
@@ -242,6 +249,7 @@ impl Relay {
             *at += octets as u64;
         }
         file.sync_data().unwrap();
+        self.syncs += 1;
     }
 
     fn forward(&mut self, messages: &[Message]) {

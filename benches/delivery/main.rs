@@ -22,8 +22,7 @@ mod far;
 mod history;
 mod row;
 
-use std::time::Duration;
-
+use bare::Served;
 use common::{Arguments, micros};
 use engine::{Carried, Cost, is_shard, is_worker};
 use ringpost::lab::sink::{Sink, SinkOptions};
@@ -58,12 +57,16 @@ const HALF_RATE_SECONDS: f64 = 4.0;
 /// What the bare relay took.
 struct Bare {
     carried: Carried,
-    cpu: Duration,
+    served: Served,
 }
 
 impl Bare {
     fn per_message_us(&self) -> f64 {
-        micros(self.cpu) / self.carried.messages as f64
+        micros(self.served.cpu) / self.carried.messages as f64
+    }
+
+    fn syncs_per_message(&self) -> f64 {
+        self.served.syncs as f64 / self.carried.messages as f64
     }
 }
 
@@ -141,7 +144,7 @@ fn wire(arguments: &Arguments) -> Value {
         let server = bare::Server::start(bare::Way::default());
         let sessions = row.sessions as usize;
         let sent = bare::send(server.address(), messages, row.octets, sessions, window);
-        let served_us = micros(server.end()) / messages as f64;
+        let served_us = micros(server.end().cpu) / messages as f64;
         let bare_rate = messages as f64 / sent.seconds;
         let sink = Sink::start(SinkOptions::default()).unwrap();
         let carried = engine::carry(row.source(messages, sink.address(), None), &sink);
@@ -208,7 +211,7 @@ fn bare_relay(row: &Row, messages: u64, commit: &str, arguments: &Arguments) -> 
     let server = bare::Server::start(bare::Way { to, append_in });
     common::touch_free_memory(arguments);
     let carried = engine::carry(row.source(messages, server.address(), None), &sink);
-    Bare { carried, cpu: server.end() }
+    Bare { carried, served: server.end() }
 }
 
 /// CPU time of shards and workers per message.
@@ -218,8 +221,8 @@ fn engine_us(cost: &Cost) -> f64 {
 
 fn print_head() {
     println!(
-        "{:<6} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>6} {:>7} {:>7} {:>7} {:>7} {:>7} {:>8} {:>8} \
-         {:>8}",
+        "{:<6} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7} {:>6} {:>7} {:>7} {:>8} {:>7} {:>7} {:>7} \
+         {:>8} {:>8} {:>8}",
         "row",
         "messages",
         "per s",
@@ -230,6 +233,7 @@ fn print_head() {
         "ratio",
         "calls/m",
         "syncs/m",
+        "bare s/m",
         "waits/m",
         "src us",
         "sink us",
@@ -257,8 +261,8 @@ impl Measured {
         let (source_us, sink_us) = ends_us(carried);
         let calls = self.calls.map_or("-".to_owned(), |calls| format!("{calls:.2}"));
         println!(
-            "{:<6} {:>8} {:>8.0} {:>8.0} {:>8.2} {:>7.2} {:>7.2} {:>6.2} {:>7} {:>7.4} {:>7.3} \
-             {:>7.2} {:>7.2} {:>8.2} {:>8.2} {:>8.2}",
+            "{:<6} {:>8} {:>8.0} {:>8.0} {:>8.2} {:>7.2} {:>7.2} {:>6.2} {:>7} {:>7.4} {:>8.4} \
+             {:>7.3} {:>7.2} {:>7.2} {:>8.2} {:>8.2} {:>8.2}",
             self.row.name,
             carried.messages,
             carried.rate(),
@@ -269,6 +273,7 @@ impl Measured {
             engine_us(&self.cost) / self.bare.per_message_us(),
             calls,
             self.per_message(self.cost.syncs),
+            self.bare.syncs_per_message(),
             self.waits(),
             source_us,
             sink_us,
@@ -299,6 +304,7 @@ impl Measured {
             "sink_cpu_us_per_message": sink_us,
             "system_calls_per_message": self.calls,
             "syncs_per_message": self.per_message(self.cost.syncs),
+            "bare_syncs_per_message": self.bare.syncs_per_message(),
             "waits_per_message": self.waits(),
             "connections_out": self.cost.connections_out,
             "latency_at_half_rate_us": {
@@ -316,6 +322,7 @@ impl Measured {
             "rate_to_bare": round(self.cost.carried.rate() / self.bare.carried.rate()),
             "calls_per_message": self.calls.map(round),
             "syncs_per_message": round(self.per_message(self.cost.syncs)),
+            "bare_syncs_per_message": round(self.bare.syncs_per_message()),
             "waits_per_message": round(self.waits()),
         })
     }
