@@ -8,24 +8,23 @@
 //! mark and bytes that are not UTF-8 come out as `\n`, `\r`, `\t`, `\x1b` or `\u{202e}`. The
 //! backslash is left alone, so that the log reads like the peer's text.
 
-/// Appends `bytes` to `out`, escaped, and stops before `out` would pass `octets_max` octets.
-pub fn escape_into(out: &mut String, bytes: &[u8], octets_max: usize) {
+/// Appends `bytes` to `out`, UTF-8, escaped, and stops before `out` would pass `octets_max` octets.
+pub fn escape_into(out: &mut Vec<u8>, bytes: &[u8], octets_max: usize) {
     // Nearly all text is plain, and fits. Without a way out of the loop many octets are looked at
     // in one step.
     let fits = bytes.len() <= octets_max.saturating_sub(out.len());
     let plain = bytes.iter().fold(true, |plain, b| plain & matches!(b, 0x20..0x7f));
     if fits && plain {
-        return out.push_str(std::str::from_utf8(bytes).expect("ASCII is UTF-8"));
+        return out.extend_from_slice(bytes);
     }
     for chunk in bytes.utf8_chunks() {
         let valid = chunk.valid();
         if valid.bytes().all(|b| (0x20..0x7f).contains(&b)) {
             let room = octets_max.saturating_sub(out.len());
+            out.extend_from_slice(&valid.as_bytes()[..valid.len().min(room)]);
             if valid.len() > room {
-                out.push_str(&valid[..room]);
                 return;
             }
-            out.push_str(valid);
         } else {
             for c in valid.chars() {
                 if !push_char(out, c, octets_max) {
@@ -44,12 +43,12 @@ pub fn escape_into(out: &mut String, bytes: &[u8], octets_max: usize) {
 /// `bytes` escaped, at most `octets_max` octets long.
 #[must_use]
 pub fn escape(bytes: &[u8], octets_max: usize) -> String {
-    let mut out = String::with_capacity(bytes.len().min(octets_max));
+    let mut out = Vec::with_capacity(bytes.len().min(octets_max));
     escape_into(&mut out, bytes, octets_max);
-    out
+    String::from_utf8(out).expect("what is escaped is UTF-8")
 }
 
-fn push_char(out: &mut String, c: char, octets_max: usize) -> bool {
+fn push_char(out: &mut Vec<u8>, c: char, octets_max: usize) -> bool {
     let escaped = match c {
         '\n' => "\\n".to_owned(),
         '\r' => "\\r".to_owned(),
@@ -66,10 +65,10 @@ fn push_char(out: &mut String, c: char, octets_max: usize) -> bool {
     push_piece(out, &escaped, octets_max)
 }
 
-fn push_piece(out: &mut String, piece: &str, octets_max: usize) -> bool {
+fn push_piece(out: &mut Vec<u8>, piece: &str, octets_max: usize) -> bool {
     let fits = out.len() + piece.len() <= octets_max;
     if fits {
-        out.push_str(piece);
+        out.extend_from_slice(piece.as_bytes());
     }
     fits
 }

@@ -12,7 +12,7 @@
 //! Diagnostics: a line for which there is no room is dropped and counted; the count is logged as
 //! a Warning as soon as the buffer was taken.
 
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
@@ -59,13 +59,16 @@ impl Level {
 /// The lines of one shard that wait for the writer.
 #[derive(Debug)]
 pub struct LineBuffer {
-    lines: String,
+    /// UTF-8, in whole lines.
+    lines: Vec<u8>,
     /// A written buffer that waits to be used again.
     spare: Vec<u8>,
     zone: TimeZone,
     /// The second that `time` shows; `None` before the first line.
     second: Option<u64>,
-    time: String,
+    time: Vec<u8>,
+    /// What nearly every line begins with: that time, and [`Level::Info`].
+    head: Vec<u8>,
     dropped_unsaid: u64,
     dropped_total: u64,
 }
@@ -74,8 +77,16 @@ impl LineBuffer {
     /// An empty buffer whose lines show the time of `zone`.
     #[must_use]
     pub fn new(zone: TimeZone) -> Self {
-        let (lines, spare, time) = (String::new(), Vec::new(), String::new());
-        Self { lines, spare, zone, second: None, time, dropped_unsaid: 0, dropped_total: 0 }
+        Self {
+            lines: Vec::new(),
+            spare: Vec::new(),
+            zone,
+            second: None,
+            time: Vec::new(),
+            head: Vec::new(),
+            dropped_unsaid: 0,
+            dropped_total: 0,
+        }
     }
 
     /// Starts a line. `None` when there is no room: the line is dropped and counted.
@@ -104,9 +115,8 @@ impl LineBuffer {
     /// Hands all whole lines out. If lines were dropped before, the buffer then holds the one
     /// that says how many.
     pub fn take(&mut self) -> Vec<u8> {
-        // An empty Vec is UTF-8: this keeps its memory and cannot fail.
-        let fresh = String::from_utf8(std::mem::take(&mut self.spare)).unwrap_or_default();
-        let taken = std::mem::replace(&mut self.lines, fresh).into_bytes();
+        let fresh = std::mem::take(&mut self.spare);
+        let taken = std::mem::replace(&mut self.lines, fresh);
         let dropped = std::mem::take(&mut self.dropped_unsaid);
         if dropped > 0 {
             self.open(Level::Warning)
@@ -153,9 +163,11 @@ impl LineBuffer {
 
     fn open(&mut self, level: Level) -> Line<'_> {
         let start = self.lines.len();
-        self.lines.push_str(&self.time);
-        self.lines.push(' ');
-        self.lines.push_str(level.label());
+        if level == Level::Info {
+            self.lines.extend_from_slice(&self.head);
+        } else {
+            begin_with(&mut self.lines, &self.time, level);
+        }
         Line { out: &mut self.lines, start }
     }
 
@@ -165,15 +177,23 @@ impl LineBuffer {
             self.second = Some(second);
             self.time.clear();
             push_ctime(&mut self.time, &self.zone, wall);
+            self.head.clear();
+            begin_with(&mut self.head, &self.time, Level::Info);
         }
     }
+}
+
+fn begin_with(out: &mut Vec<u8>, time: &[u8], level: Level) {
+    out.extend_from_slice(time);
+    push_str(out, " ");
+    push_str(out, level.label());
 }
 
 /// A line under way. Only [`Line::end`] ends it, and nothing written to it can.
 #[derive(Debug)]
 #[must_use = "a line stands in the log only after end()"]
 pub struct Line<'a> {
-    out: &'a mut String,
+    out: &'a mut Vec<u8>,
     start: usize,
 }
 
@@ -181,7 +201,7 @@ impl Line<'_> {
     /// Our own words: no control characters.
     pub fn text(self, text: &str) -> Self {
         debug_assert!(!text.contains('\n'), "our own text holds a line end");
-        self.out.push_str(text);
+        push_str(self.out, text);
         self
     }
 
@@ -205,14 +225,14 @@ impl Line<'_> {
 
     /// Recipient ids as `[0, 1]`.
     pub fn rids(self, rids: &[Rid]) -> Self {
-        self.out.push('[');
+        self.out.push(b'[');
         for (place, rid) in rids.iter().enumerate() {
             if place > 0 {
-                self.out.push_str(", ");
+                push_str(self.out, ", ");
             }
             push_number(self.out, u64::from(rid.0));
         }
-        self.out.push(']');
+        self.out.push(b']');
         self
     }
 
@@ -229,7 +249,7 @@ impl Line<'_> {
                 break;
             }
             if place > 0 {
-                self.out.push_str("\\n");
+                push_str(self.out, "\\n");
             }
             self = self.foreign(line);
         }
@@ -239,28 +259,29 @@ impl Line<'_> {
     /// The lines of a reply as a list of quoted strings, `['a', 'b']`. As in Python, a text with
     /// an apostrophe stands in double quotes; one with both has `\'` for the apostrophe.
     pub fn listed<'b>(mut self, lines: impl Iterator<Item = &'b [u8]>) -> Self {
-        self.out.push('[');
+        self.out.push(b'[');
         for (place, line) in lines.enumerate() {
             if self.is_full() {
                 break;
             }
             if place > 0 {
-                self.out.push_str(", ");
+                push_str(self.out, ", ");
             }
             self = self.quoted(line);
         }
-        self.out.push(']');
+        self.out.push(b']');
         self
     }
 
     /// Ends the line.
     pub fn end(self) {
         let mut end = self.out.len().min(self.start + LOG_LINE_OCTETS_MAX - 1);
-        while !self.out.is_char_boundary(end) {
+        // Never within a character: the octets behind its first one begin with the bits 10.
+        while self.out.get(end).is_some_and(|octet| octet & 0xc0 == 0x80) {
             end -= 1;
         }
         self.out.truncate(end);
-        self.out.push('\n');
+        self.out.push(b'\n');
     }
 
     fn quoted(mut self, text: &[u8]) -> Self {
@@ -274,7 +295,7 @@ impl Line<'_> {
                 break;
             }
             if place > 0 {
-                self.out.push_str("\\'");
+                push_str(self.out, "\\'");
             }
             self = self.foreign(piece);
         }
@@ -286,39 +307,43 @@ impl Line<'_> {
     }
 }
 
-fn push_number(out: &mut String, number: u64) {
-    out.push_str(itoa::Buffer::new().format(number));
+fn push_str(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
 }
 
-fn digit(value: u64) -> char {
-    u8::try_from(value).map_or('?', |value| char::from(b'0' + value))
+fn push_number(out: &mut Vec<u8>, number: u64) {
+    push_str(out, itoa::Buffer::new().format(number));
 }
 
-fn push_two(out: &mut String, number: i8, fill: char) {
+fn digit(value: u64) -> u8 {
+    u8::try_from(value).map_or(b'?', |value| b'0' + value)
+}
+
+fn push_two(out: &mut Vec<u8>, number: i8, fill: u8) {
     let number = u64::from(number.unsigned_abs());
     out.push(if number < 10 { fill } else { digit(number / 10 % 10) });
     out.push(digit(number % 10));
 }
 
-fn push_ip(out: &mut String, ip: IpAddr) {
+fn push_ip(out: &mut Vec<u8>, ip: IpAddr) {
     match ip {
         IpAddr::V4(ip) => {
             for (place, octet) in ip.octets().into_iter().enumerate() {
                 if place > 0 {
-                    out.push('.');
+                    out.push(b'.');
                 }
                 push_number(out, u64::from(octet));
             }
         }
         IpAddr::V6(ip) => {
             let written = write!(out, "{ip}");
-            debug_assert!(written.is_ok(), "a String takes everything");
+            debug_assert!(written.is_ok(), "a Vec takes everything");
         }
     }
 }
 
 /// `Www Mmm dd hh:mm:ss yyyy`, the form of ctime(3): the day is padded with a space.
-fn push_ctime(out: &mut String, zone: &TimeZone, wall: Wall) {
+fn push_ctime(out: &mut Vec<u8>, zone: &TimeZone, wall: Wall) {
     const DAYS: [&str; 7] = ["Mon ", "Tue ", "Wed ", "Thu ", "Fri ", "Sat ", "Sun "];
     const MONTHS: [&str; 12] = [
         "Jan ", "Feb ", "Mar ", "Apr ", "May ", "Jun ", "Jul ", "Aug ", "Sep ", "Oct ", "Nov ",
@@ -327,16 +352,16 @@ fn push_ctime(out: &mut String, zone: &TimeZone, wall: Wall) {
     let civil = zone.to_datetime(timestamp(wall));
     let weekday = usize::from(civil.weekday().to_monday_zero_offset().unsigned_abs());
     let month = usize::from(civil.month().unsigned_abs()) - 1;
-    out.push_str(DAYS[weekday]);
-    out.push_str(MONTHS[month]);
-    push_two(out, civil.day(), ' ');
-    out.push(' ');
-    push_two(out, civil.hour(), '0');
-    out.push(':');
-    push_two(out, civil.minute(), '0');
-    out.push(':');
-    push_two(out, civil.second(), '0');
-    out.push(' ');
+    push_str(out, DAYS[weekday]);
+    push_str(out, MONTHS[month]);
+    push_two(out, civil.day(), b' ');
+    out.push(b' ');
+    push_two(out, civil.hour(), b'0');
+    out.push(b':');
+    push_two(out, civil.minute(), b'0');
+    out.push(b':');
+    push_two(out, civil.second(), b'0');
+    out.push(b' ');
     push_number(out, u64::from(civil.year().unsigned_abs()));
 }
 
@@ -351,9 +376,9 @@ mod tests {
     use super::*;
 
     fn ctime(second: u64) -> String {
-        let mut out = String::new();
+        let mut out = Vec::new();
         push_ctime(&mut out, &TimeZone::UTC, Wall(second * 1000));
-        out
+        String::from_utf8(out).unwrap()
     }
 
     #[test]
@@ -370,22 +395,22 @@ mod tests {
         let zone = TimeZone::fixed(jiff::tz::offset(-6));
         let buffer = LineBuffer::new(zone);
         assert_eq!(buffer.offset_seconds(Wall(0)), -21_600);
-        let mut out = String::new();
+        let mut out = Vec::new();
         push_ctime(&mut out, buffer.zone(), Wall(0));
-        assert_eq!(out, "Wed Dec 31 18:00:00 1969");
+        assert_eq!(out, b"Wed Dec 31 18:00:00 1969");
     }
 
     #[test]
     fn numbers_and_addresses_are_those_of_display() {
         for number in [0, 1, 9, 10, 11, 99, 100, 4_294_967_296, u64::MAX - 1, u64::MAX] {
-            let mut out = String::new();
+            let mut out = Vec::new();
             push_number(&mut out, number);
-            assert_eq!(out, number.to_string());
+            assert_eq!(out, number.to_string().as_bytes());
         }
         for ip in ["0.0.0.0", "255.1.20.30", "::", "2001:db8::25", "::ffff:1.2.3.4"] {
-            let mut out = String::new();
+            let mut out = Vec::new();
             push_ip(&mut out, ip.parse().unwrap());
-            assert_eq!(out, ip);
+            assert_eq!(out, ip.as_bytes());
         }
     }
 
