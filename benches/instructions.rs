@@ -35,7 +35,7 @@ use ringpost::queue::settings::QueueSettings;
 use ringpost::queue::{Effect, Event, Medium, NewMessage, Opened, Queue, Spool};
 use ringpost::route::Cursor;
 use ringpost::shard::io as ring;
-use ringpost::smtp::command;
+use ringpost::smtp::command::{self, LastDomains};
 use ringpost::smtp::reply::ReplyParser;
 use serde_json::json;
 
@@ -193,7 +193,7 @@ fn commands(steps: u64) {
     ];
     for _ in 0..steps {
         for line in lines {
-            black_box(command::parse(black_box(line)).unwrap());
+            black_box(command::parse(black_box(line), &mut LastDomains::default()).unwrap());
         }
     }
 }
@@ -207,7 +207,7 @@ fn append(folder: &Path, steps: u64) {
     let opened = Queue::open(&medium, spool.options(ShardId(0), 0), ring::now()).unwrap();
     let Opened { mut queue, .. } = opened;
     let address = |text: &str| Mailbox::parse(text.as_bytes()).unwrap();
-    let envelope = Envelope {
+    let envelope = Arc::new(Envelope {
         sender: Some(address("bounces+4711@out.example.net")),
         body: BodyKind::SevenBit,
         smtputf8: false,
@@ -219,7 +219,7 @@ fn append(folder: &Path, steps: u64) {
             notify: Notify::default(),
             orcpt: None,
         }],
-    };
+    });
     let mut left = usize::try_from(steps).unwrap();
     while left > 0 {
         let now = ring::now();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ringpost::mail::{Mailbox, Mid, Now, Rid};
-use ringpost::smtp::command;
+use ringpost::smtp::command::{self, LastDomains};
 use ringpost::smtp::data::{Framing, Receiver, stuff_into};
 use ringpost::smtp::reply::ReplyParser;
 use ringpost::smtp::server::{Abort, Gate, Next, Peer, Refusal, Session};
@@ -71,7 +71,9 @@ fn commands(c: &mut Criterion) {
     for (name, line) in lines {
         group.throughput(octets(line));
         group.bench_function(name, |b| {
-            b.iter(|| black_box(command::parse(black_box(line)).unwrap()));
+            b.iter(|| {
+                black_box(command::parse(black_box(line), &mut LastDomains::default()).unwrap())
+            });
         });
     }
     group.finish();

@@ -160,13 +160,27 @@ impl Mailbox {
     /// # Errors
     /// See [`AddressError`].
     pub fn parse(path: &[u8]) -> Result<Self, AddressError> {
+        Self::parse_behind(path, &mut None)
+    }
+
+    /// The same with the domain of the address before, which this one becomes: addresses come in
+    /// runs of one domain, which all of a run share then.
+    ///
+    /// # Errors
+    /// See [`AddressError`].
+    pub fn parse_behind(path: &[u8], before: &mut Option<Domain>) -> Result<Self, AddressError> {
         if path.len() > limits::PATH_OCTETS_MAX {
             return Err(AddressError::TooLong);
         }
         let path = strip_source_route(path)?;
         let text = std::str::from_utf8(path).map_err(|_| AddressError::Syntax)?;
         let at = local_part_end(text.as_bytes())?;
-        let domain = Domain::parse(&text.as_bytes()[at + 1..])?;
+        let name = &text[at + 1..];
+        // Canonical text is the canonical text of itself.
+        let domain = match before {
+            Some(known) if known.as_str() == name => known.clone(),
+            _ => before.insert(Domain::parse(name.as_bytes())?).clone(),
+        };
         Ok(Self { text: text.into(), domain })
     }
 
@@ -301,6 +315,24 @@ mod tests {
             let mailbox = Mailbox::parse(input.as_bytes()).unwrap();
             assert_eq!((mailbox.as_str(), mailbox.domain().as_str()), (text, domain));
             assert_eq!(Mailbox::parse(mailbox.as_str().as_bytes()).unwrap(), mailbox);
+        }
+    }
+
+    #[test]
+    fn a_run_of_one_domain_shares_it() {
+        let mut before = None;
+        let mut parse = |path: &str| Mailbox::parse_behind(path.as_bytes(), &mut before);
+        let (first, second) = (parse("a@x.example").unwrap(), parse("b@x.example").unwrap());
+        assert!(Arc::ptr_eq(&first.domain.0, &second.domain.0));
+        assert_eq!(parse("a@x..example"), Err(AddressError::Domain));
+        let third = parse("c@x.example").unwrap();
+        assert!(Arc::ptr_eq(&first.domain.0, &third.domain.0), "a wrong one ends no run");
+        // Not canonical: it is looked at, and is the same in the end.
+        assert_eq!(parse("d@X.example").unwrap().domain, first.domain);
+        for path in ["e@y.example", "f@[192.0.2.1]", "g@x.example", "h@b\u{fc}cher.example"] {
+            let mailbox = parse(path).unwrap();
+            assert_eq!(mailbox, Mailbox::parse(path.as_bytes()).unwrap());
+            assert_eq!(parse(path).unwrap(), mailbox);
         }
     }
 

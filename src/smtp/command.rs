@@ -16,7 +16,7 @@
 use std::fmt;
 
 use crate::limits;
-use crate::mail::{AddressError, BodyKind, Enhanced, Mailbox, Notify, Ret};
+use crate::mail::{AddressError, BodyKind, Domain, Enhanced, Mailbox, Notify, Ret};
 
 /// A command with its arguments.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -155,11 +155,18 @@ impl fmt::Display for CommandError {
     }
 }
 
-/// Parses one line, given without its CRLF.
+/// The domains that a session named last, shared by the addresses that name them again.
+#[derive(Clone, Debug, Default)]
+pub struct LastDomains {
+    sender: Option<Domain>,
+    recipient: Option<Domain>,
+}
+
+/// Parses one line of a session, given without its CRLF.
 ///
 /// # Errors
 /// See [`CommandError`].
-pub fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
+pub fn parse<'a>(line: &'a [u8], last: &mut LastDomains) -> Result<Command<'a>, CommandError> {
     let line = match has_control(line) {
         false => trim_end(line),
         true if memchr::memchr2(b'\r', b'\n', line).is_some() => {
@@ -182,8 +189,8 @@ pub fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
     upper.copy_from_slice(verb);
     upper.make_ascii_uppercase();
     match &*upper {
-        b"MAIL" => parse_mail(rest).map(Command::Mail),
-        b"RCPT" => parse_rcpt(rest).map(Command::Rcpt),
+        b"MAIL" => parse_mail(rest, &mut last.sender).map(Command::Mail),
+        b"RCPT" => parse_rcpt(rest, &mut last.recipient).map(Command::Rcpt),
         b"BDAT" => parse_bdat(rest),
         b"DATA" => no_argument(rest, Command::Data),
         b"EHLO" => parse_name(rest).map(Command::Ehlo),
@@ -234,11 +241,11 @@ fn parse_bdat(rest: &[u8]) -> Result<Command<'static>, CommandError> {
     }
 }
 
-fn parse_mail(rest: &[u8]) -> Result<Mail, CommandError> {
+fn parse_mail(rest: &[u8], before: &mut Option<Domain>) -> Result<Mail, CommandError> {
     let (path, parameters) = split_path(rest, b"FROM:", "Syntax: MAIL FROM:<address>")?;
     let mut mail = Mail::default();
     if !path.is_empty() {
-        mail.sender = Some(Mailbox::parse(path).map_err(CommandError::Sender)?);
+        mail.sender = Some(Mailbox::parse_behind(path, before).map_err(CommandError::Sender)?);
     }
     let mut seen = Seen::default();
     for parameter in parameters.split(|b| *b == b' ').filter(|p| !p.is_empty()) {
@@ -284,12 +291,13 @@ fn mail_parameter(mail: &mut Mail, seen: &mut Seen, text: &[u8]) -> Result<(), C
     Ok(())
 }
 
-fn parse_rcpt(rest: &[u8]) -> Result<Rcpt, CommandError> {
+fn parse_rcpt(rest: &[u8], before: &mut Option<Domain>) -> Result<Rcpt, CommandError> {
     let (path, parameters) = split_path(rest, b"TO:", "Syntax: RCPT TO:<address>")?;
     let path = if is(path, b"POSTMASTER") {
         ForwardPath::Postmaster
     } else {
-        ForwardPath::Mailbox(Mailbox::parse(path).map_err(CommandError::Recipient)?)
+        let mailbox = Mailbox::parse_behind(path, before);
+        ForwardPath::Mailbox(mailbox.map_err(CommandError::Recipient)?)
     };
     let mut rcpt = Rcpt { path, notify: Notify::default(), orcpt: None };
     let mut seen = Seen::default();

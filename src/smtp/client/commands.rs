@@ -56,8 +56,9 @@ pub(super) fn write_mail(transaction: &Transaction, offered: &Extensions, out: &
     }
     out.push(b'>');
     if offered.size_octets_max.is_some() {
-        let size = format!(" SIZE={}", octets_sent(&transaction.body.bytes));
-        out.extend_from_slice(size.as_bytes());
+        out.extend_from_slice(b" SIZE=");
+        let octets = octets_sent(&transaction.body.bytes);
+        out.extend_from_slice(itoa::Buffer::new().format(octets).as_bytes());
     }
     let eight_bit =
         transaction.body.facts.eight_bit || transaction.body_kind == BodyKind::EightBitMime;

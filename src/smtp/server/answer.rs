@@ -6,8 +6,13 @@ use super::{Refusal, Session, State};
 use crate::limits;
 use crate::mail::Mid;
 
-/// Room that replies begin with, in octets: those to MAIL, RCPT and DATA.
-const REPLIES_OCTETS: usize = 128;
+/// Room that replies begin with, in octets: those to a train of eight messages.
+const REPLIES_OCTETS: usize = 768;
+
+/// Room that is kept for those of the next messages, in octets.
+const REPLIES_OCTETS_KEPT: usize = 16 * REPLIES_OCTETS;
+
+const LINE_END: &[u8] = b"\r\n";
 
 /// A message that is with the engine for its verdict, and the replies that come after it: replies
 /// keep the order of the commands (RFC 2920 3.2).
@@ -16,7 +21,32 @@ pub(super) struct InHand {
     pub(super) mid: Mid,
     pub(super) octets: usize,
     verdict: Option<VerdictLine>,
-    behind: Vec<u8>,
+    /// Octets of the replies behind it, up to the next such message.
+    behind_octets: usize,
+}
+
+/// The replies behind messages in hand, one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Behind {
+    replies: Vec<u8>,
+    /// Those before are taken.
+    at: usize,
+}
+
+impl Behind {
+    /// Moves the next `octets` to `out`.
+    fn take(&mut self, octets: usize, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.replies[self.at..self.at + octets]);
+        self.at += octets;
+        // All of it nearly always; otherwise no more than twice what waits is kept.
+        if self.at >= self.replies.len().div_ceil(2) {
+            self.replies.drain(..self.at);
+            self.at = 0;
+            if self.replies.capacity() > REPLIES_OCTETS_KEPT {
+                self.replies.shrink_to(REPLIES_OCTETS);
+            }
+        }
+    }
 }
 
 /// The reply to the end of a message.
@@ -30,24 +60,30 @@ pub(super) enum VerdictLine {
 
 impl InHand {
     pub(super) fn new(mid: Mid, octets: usize) -> Self {
-        Self { mid, octets, verdict: None, behind: Vec::new() }
+        Self { mid, octets, verdict: None, behind_octets: 0 }
     }
 }
 
 impl Session {
     /// A reply of one line, given with its code.
     pub(super) fn push_line(&mut self, line: &str) {
-        let out = self.in_hand.back_mut().map_or(&mut self.output, |last| &mut last.behind);
+        let out = match self.in_hand.back_mut() {
+            None => &mut self.output,
+            Some(last) => {
+                last.behind_octets += line.len() + LINE_END.len();
+                &mut self.behind.replies
+            }
+        };
         if out.is_empty() {
             out.reserve(REPLIES_OCTETS);
         }
         out.extend_from_slice(line.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(LINE_END);
     }
 
     /// Octets of replies where the next one goes.
     pub(super) fn reply_octets(&self) -> usize {
-        self.in_hand.back().map_or(self.output.len(), |last| last.behind.len())
+        self.in_hand.back().map_or(self.output.len(), |last| last.behind_octets)
     }
 
     /// The reply to the end of message `mid`, and all that waited for it alone.
@@ -55,6 +91,9 @@ impl Session {
         let waiting = self.in_hand.iter_mut().find(|message| message.mid == mid);
         let message = waiting.filter(|message| message.verdict.is_none());
         message.expect("a verdict that nobody waits for").verdict = Some(line);
+        if self.output.is_empty() {
+            self.output.reserve(REPLIES_OCTETS);
+        }
         while let Some(line) = self.in_hand.front_mut().and_then(|first| first.verdict.take()) {
             let Some(first) = self.in_hand.pop_front() else { return };
             match line {
@@ -65,8 +104,8 @@ impl Session {
                 }
                 VerdictLine::Refused(line) => self.output.extend_from_slice(line.as_bytes()),
             }
-            self.output.extend_from_slice(b"\r\n");
-            self.output.extend_from_slice(&first.behind);
+            self.output.extend_from_slice(LINE_END);
+            self.behind.take(first.behind_octets, &mut self.output);
             self.has_verdict = true;
         }
     }

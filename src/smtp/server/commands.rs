@@ -21,7 +21,8 @@ impl Session {
         }
         self.heard = now.mono;
         let consumed = lf + 1;
-        match rest[..lf].strip_suffix(b"\r").ok_or(CommandError::LineEnd).and_then(command::parse) {
+        let line = rest[..lf].strip_suffix(b"\r").ok_or(CommandError::LineEnd);
+        match line.and_then(|line| command::parse(line, &mut self.last_domains)) {
             Ok(command) => {
                 let pipelined = rest.len() > consumed;
                 self.handle_command(command, pipelined, gate, now);

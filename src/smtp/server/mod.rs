@@ -43,11 +43,12 @@ pub use transaction::Transaction;
 
 use header::Date;
 
-use answer::{InHand, VerdictLine, line_of};
+use answer::{Behind, InHand, VerdictLine, line_of};
 
 use crate::limits;
 use crate::mail::time::Now;
 use crate::mail::{Mid, Mono, ProofOfSafety};
+use crate::smtp::command::LastDomains;
 use crate::smtp::settings::ServerSettings;
 
 /// Who is at the other end.
@@ -92,6 +93,7 @@ pub struct Session {
     peer: Peer,
     state: State,
     client: Option<Client>,
+    last_domains: LastDomains,
     /// The date of Received fields.
     date: Date,
     transaction: Option<Box<Transaction>>,
@@ -100,6 +102,7 @@ pub struct Session {
     has_verdict: bool,
     /// Messages that are with the engine for their verdict, in their order.
     in_hand: VecDeque<InHand>,
+    behind: Behind,
     /// The connection is gone: verdicts have nobody to go to.
     lost: bool,
     /// Negative replies (5yz) since the last message.
@@ -168,11 +171,13 @@ impl Session {
             peer,
             state: State::Command,
             client: None,
+            last_domains: LastDomains::default(),
             date: Date::default(),
             transaction: None,
             output: Vec::new(),
             has_verdict: false,
             in_hand: VecDeque::new(),
+            behind: Behind::default(),
             lost: false,
             errors: 0,
             heard: now.mono,
@@ -354,6 +359,7 @@ impl Session {
         self.abort(gate, Abort::Lost);
         self.output = Vec::new();
         self.in_hand.clear();
+        self.behind = Behind::default();
         self.lost = true;
         self.state = State::Closing;
     }
