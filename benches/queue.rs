@@ -368,7 +368,7 @@ struct Disk {
     unsettled: Vec<Handle>,
     /// It stays in the queue.
     keeps: bool,
-    envelope: Envelope,
+    envelope: Arc<Envelope>,
     /// Bounce profile and listener.
     labels: [Arc<str>; 2],
     /// Of the messages of a batch, in turn.
@@ -420,7 +420,7 @@ impl Disk {
             come: 0,
             unsettled,
             keeps: false,
-            envelope,
+            envelope: Arc::new(envelope),
             labels: ["default".into(), "127.0.0.1:2525".into()],
             bodies,
             syncs_under_way: 0,
@@ -678,7 +678,8 @@ async fn fill(backend: Backend, spool: &Path, (shard, shards): (u8, u8), entries
         let batch = (entries - appended).min(1000);
         for n in 0..batch {
             let address = format!("user@d{}.example.com", (appended + n) % DOMAINS);
-            disk.envelope.recipients[0].address = Mailbox::parse(address.as_bytes()).unwrap();
+            Arc::make_mut(&mut disk.envelope).recipients[0].address =
+                Mailbox::parse(address.as_bytes()).unwrap();
             disk.append(Instant::now());
         }
         appended += batch;

@@ -35,14 +35,14 @@ fn message(queue: &mut Queue, to: &str, arrival: Wall) -> NewMessage {
         Recipient { rid: Rid(0), address: address(to), notify: Notify::default(), orcpt: None };
     NewMessage {
         mid: queue.ids().next_mid().unwrap(),
-        envelope: Envelope {
+        envelope: Arc::new(Envelope {
             sender: Some(address("s@from.test")),
             body: BodyKind::SevenBit,
             smtputf8: false,
             ret: None,
             envid: None,
             recipients: vec![recipient],
-        },
+        }),
         arrival,
         bounce_profile: "default".into(),
         listener: "127.0.0.1:2525".into(),

@@ -5,7 +5,8 @@
 //! A `Result::Err` elsewhere means that we or our machine failed; a remote failure is a value.
 
 use std::fmt;
-use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 /// An enhanced status code (RFC 3463): class 2, 4 or 5, subject and detail 0..999.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -124,11 +125,12 @@ pub struct Reply {
     pub lines: ReplyLines,
 }
 
-/// The text of a reply, line by line; a clone shares it.
+/// The text of a reply, line by line. A usual one takes no memory of its own: a message brings
+/// three, and most are thrown away at once.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ReplyLines {
     /// A line feed stands between two lines, for it cannot stand in one.
-    text: Arc<[u8]>,
+    text: SmallVec<[u8; 40]>,
 }
 
 impl ReplyLines {

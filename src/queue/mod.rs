@@ -104,7 +104,7 @@ pub struct NewMessage {
     /// Its id, from [`Ids::next_mid`].
     pub mid: Mid,
     /// Its envelope, with at least one recipient and distinct RIDs.
-    pub envelope: Envelope,
+    pub envelope: Arc<Envelope>,
     /// When it came.
     pub arrival: Wall,
     /// Name of the bounce profile of its listener.

@@ -251,14 +251,14 @@ fn message(mid: u64, to: &[&str], body: &[u8]) -> NewMessage {
     };
     NewMessage {
         mid: Mid(mid),
-        envelope: Envelope {
+        envelope: Arc::new(Envelope {
             sender: Some(Mailbox::parse(b"s@from.example").unwrap()),
             body: BodyKind::EightBitMime,
             smtputf8: true,
             ret: Some(Ret::Headers),
             envid: Some("id+41".into()),
             recipients: to.iter().enumerate().map(recipient).collect(),
-        },
+        }),
         arrival: Wall(5_000),
         bounce_profile: "default".into(),
         listener: "in".into(),

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::Shard;
 use super::commit::Waiter;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Rids};
 use super::early::Parked;
 use super::hot::Message;
 use crate::mail::{
@@ -33,7 +33,7 @@ const LENT_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Reported {
     handle: Handle,
     mid: Mid,
-    rids: Vec<Rid>,
+    rids: Rids,
     last: LastOutcome,
 }
 
@@ -238,7 +238,7 @@ fn new_report(
     };
     NewMessage {
         mid,
-        envelope,
+        envelope: Arc::new(envelope),
         arrival: now.wall,
         bounce_profile: profile.name.clone(),
         listener: "report".into(),

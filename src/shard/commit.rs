@@ -329,6 +329,7 @@ impl Shard {
                     let what = "its record does not fit its checksum";
                     self.hold_damaged(stored.mid, &stored.held, what);
                     let (envelope, body) = stored.into_parts();
+                    let envelope = Arc::new(envelope);
                     return Some(Arc::new(Message { envelope, body, received_us: None }));
                 }
             }

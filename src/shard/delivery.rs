@@ -11,6 +11,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::destination::{Destination, Way, no_route};
 use super::early::Parked;
 use super::hot::{Lent, Message};
@@ -32,11 +34,14 @@ const FEED_MAX: usize = 256;
 /// No host of the plan: it has not taken a turn under the routes in force.
 const NO_HOST: usize = usize::MAX;
 
+/// Recipients of a delivery, few nearly always.
+pub(super) type Rids = SmallVec<[Rid; 4]>;
+
 /// One message with those of its recipients in one receiving domain that travel together.
 pub(super) struct Delivery {
     pub(super) handle: Handle,
     pub(super) mid: Mid,
-    pub(super) rids: Vec<Rid>,
+    pub(super) rids: Rids,
     pub(super) destination: Rc<Destination>,
     pub(super) profile: Arc<BounceProfile>,
     pub(super) arrival: Wall,
@@ -225,13 +230,7 @@ impl Shard {
         destinations.defer(id, handle, due, Sign::Mailbox);
     }
 
-    fn delivery_of(
-        &self,
-        handle: Handle,
-        brief: &Brief,
-        rids: Vec<Rid>,
-        attempts: u32,
-    ) -> Delivery {
+    fn delivery_of(&self, handle: Handle, brief: &Brief, rids: Rids, attempts: u32) -> Delivery {
         let profile = &brief.bounce_profile;
         Delivery {
             handle,
@@ -257,7 +256,7 @@ impl Shard {
         }
         let pieces = delivery.rids.chunks(most);
         self.count_pieces(delivery.handle, pieces.len() - 1);
-        pieces.for_each(|rids| each(delivery.part(rids.to_vec())));
+        pieces.for_each(|rids| each(delivery.part(rids)));
     }
 
     pub(super) fn count_pieces(&self, handle: Handle, more: usize) {
@@ -290,9 +289,8 @@ impl Shard {
 
     /// Room in memory for the body of a delivery; `None`: not now, its turn comes again.
     pub(super) fn lend(&self, delivery: &Delivery) -> Option<Lent> {
-        let hot = self.hot.borrow();
-        let known = hot.get(delivery.mid);
-        let known = known.or_else(|| self.uncommitted.borrow().get(&delivery.mid).cloned());
+        let (hot, uncommitted) = (self.hot.borrow(), self.uncommitted.borrow());
+        let known = hot.peek(delivery.mid).or_else(|| uncommitted.get(&delivery.mid));
         let octets = known.map_or_else(
             || self.queue.borrow().body_octets(delivery.handle),
             |message| message.body.bytes.len() as u64,
@@ -314,7 +312,7 @@ impl Shard {
             Some(message) => {
                 let held = |rid: &Rid| !message.envelope.recipients.iter().any(|r| r.rid == *rid);
                 let mut delivery = delivery;
-                delivery.rids.retain(|rid| !held(rid));
+                delivery.rids.retain(|rid| !held(&*rid));
                 if delivery.rids.is_empty() {
                     self.end_piece(delivery.handle);
                     return None;
@@ -411,11 +409,11 @@ impl Shard {
 
 impl Delivery {
     /// Some of its recipients, with the same past.
-    pub(super) fn part(&self, rids: Vec<Rid>) -> Delivery {
+    pub(super) fn part(&self, rids: impl Into<Rids>) -> Delivery {
         Delivery {
             handle: self.handle,
             mid: self.mid,
-            rids,
+            rids: rids.into(),
             destination: self.destination.clone(),
             profile: self.profile.clone(),
             arrival: self.arrival,
@@ -453,9 +451,9 @@ impl Delivery {
 /// The recipients to be attempted at `now`, and the most attempts that one of them has had. A
 /// handle without one that is due was made ready before its time, by a wake-up or by the operator:
 /// all that are deferred go then.
-fn due_at(queue: &Queue, handle: Handle, now: Wall) -> (Vec<Rid>, u32) {
+fn due_at(queue: &Queue, handle: Handle, now: Wall) -> (Rids, u32) {
     let by = |now: Wall| {
-        let (mut rids, mut attempts) = (Vec::with_capacity(1), 0);
+        let (mut rids, mut attempts) = (Rids::new(), 0);
         queue.see_recipients(handle, |rid, word| {
             let is_due = match word.state {
                 State::Ready => true,

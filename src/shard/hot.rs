@@ -22,7 +22,7 @@ use crate::mail::{Body, Envelope, Mid, Recipient};
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     /// Its envelope; of a message that was read back, only the recipients asked for.
-    pub(super) envelope: Envelope,
+    pub(super) envelope: Arc<Envelope>,
     /// Its bytes.
     pub(super) body: Arc<Body>,
     /// When its final dot came, in microseconds of `io::now_us`; `None` when it was read back.
@@ -88,7 +88,13 @@ impl Hot {
     /// The message, if it is still here.
     #[must_use]
     pub(super) fn get(&self, mid: Mid) -> Option<Arc<Message>> {
-        self.messages.get(&mid).cloned()
+        self.peek(mid).cloned()
+    }
+
+    /// The same, to look at.
+    #[must_use]
+    pub(super) fn peek(&self, mid: Mid) -> Option<&Arc<Message>> {
+        self.messages.get(&mid)
     }
 
     /// Lends room for a message of `octets` octets that is to be sent or reported on; `None`: not
@@ -126,15 +132,19 @@ mod tests {
     use super::*;
     use crate::mail::{BodyKind, Mailbox, Notify, Rid};
 
-    fn message(octets: usize) -> Arc<Message> {
-        let envelope = Envelope {
+    fn envelope(recipients: Vec<Recipient>) -> Envelope {
+        Envelope {
             sender: None,
             body: BodyKind::SevenBit,
             smtputf8: false,
             ret: None,
             envid: None,
-            recipients: vec![],
-        };
+            recipients,
+        }
+    }
+
+    fn message(octets: usize) -> Arc<Message> {
+        let envelope = Arc::new(envelope(vec![]));
         let body = Arc::new(Body { bytes: vec![0; octets].into(), facts: Default::default() });
         Arc::new(Message { envelope, body, received_us: None })
     }
@@ -165,7 +175,7 @@ mod tests {
                 notify: Notify::default(),
                 orcpt: None,
             };
-            many.envelope.recipients = (0..100).map(of).collect();
+            many.envelope = Arc::new(envelope((0..100).map(of).collect()));
             hot.insert(Mid(n), Arc::new(many));
         }
         assert_eq!((0..3).filter(|n| hot.get(Mid(*n)).is_some()).collect::<Vec<_>>(), [2]);

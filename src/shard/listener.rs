@@ -315,16 +315,16 @@ impl<'a> Client<'a> {
             log.ready(now, mid, octets, transaction.envelope.sender.as_ref());
         });
         let body = Arc::new(Body { bytes: transaction.data, facts: transaction.facts });
+        let envelope = Arc::new(transaction.envelope);
         let new = NewMessage {
             mid,
-            envelope: transaction.envelope.clone(),
+            envelope: envelope.clone(),
             arrival: self.shard.queue_now().wall,
             bounce_profile: self.settings.bounce_profile.clone(),
             listener: self.listener.clone(),
             cause: None,
             body: body.clone(),
         };
-        let envelope = transaction.envelope;
         let received_us = Some(io::now_us());
         let message = Arc::new(Message { envelope, body, received_us });
         let early = self.shard.config().commit == CommitMode::DeliverOrSync;

@@ -6,8 +6,10 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::Shard;
-use super::delivery::{At, Delivery, Step};
+use super::delivery::{At, Delivery, Rids, Step};
 use super::early::Parked;
 use super::io;
 use super::pool::Served;
@@ -162,7 +164,7 @@ impl Shard {
     }
 
     fn delivered(self: &Rc<Self>, delivery: &Delivery, accepted: &[(Rid, Accepted)], at: &At) {
-        let rids: Vec<Rid> = accepted.iter().map(|(rid, _)| *rid).collect();
+        let rids: Rids = accepted.iter().map(|(rid, _)| *rid).collect();
         let mut queue = self.queue.borrow_mut();
         let early = queue.is_uncommitted(delivery.handle);
         let refused = queue.is_refused(delivery.handle);
@@ -213,11 +215,11 @@ impl Shard {
         dcid: Dcid,
     ) {
         if self.must_park(delivery.handle) {
-            let rids = possibly.iter().map(|(rid, _)| *rid).collect();
+            let rids: Rids = possibly.iter().map(|(rid, _)| *rid).collect();
             let piece = Parked::Possibly(delivery.part(rids), possibly.to_vec(), dcid);
             return self.park(delivery.mid, piece);
         }
-        let rids: Vec<Rid> = possibly.iter().map(|(rid, _)| *rid).collect();
+        let rids: Rids = possibly.iter().map(|(rid, _)| *rid).collect();
         let mut queue = self.queue.borrow_mut();
         let mut settled = 0;
         let mut finished = false;
@@ -328,7 +330,7 @@ impl Shard {
 /// The recipients of one transaction, by what happens to them.
 #[derive(Default)]
 struct Sorted {
-    delivered: Vec<(Rid, Accepted)>,
+    delivered: SmallVec<[(Rid, Accepted); 1]>,
     possibly: Vec<(Rid, PossiblyAccepted)>,
     next_host: Vec<(Failure, Vec<Rid>)>,
     same_session: Vec<Rid>,

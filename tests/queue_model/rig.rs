@@ -455,14 +455,14 @@ pub(crate) fn message(mid: u64, to: &[String], octets: usize, cause: Option<Mid>
     let facts = MessageFacts { leading_dot: false, eight_bit: false, utf8_header: false };
     NewMessage {
         mid: Mid(mid),
-        envelope: Envelope {
+        envelope: Arc::new(Envelope {
             sender: Some(Mailbox::parse(b"s@from.example").unwrap()),
             body: BodyKind::SevenBit,
             smtputf8: false,
             ret: None,
             envid: None,
             recipients: to.iter().enumerate().map(recipient).collect(),
-        },
+        }),
         arrival: Wall(5_000),
         bounce_profile: "default".into(),
         listener: "in".into(),
