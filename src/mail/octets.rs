@@ -15,6 +15,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use smallvec::SmallVec;
+
 /// No more octets of buffers that were let go are worth keeping: a processor's cache holds no more.
 pub const SPARE_OCTETS_MAX: usize = 4 << 20;
 
@@ -184,7 +186,8 @@ impl Run {
 #[derive(Clone, Debug, Default)]
 pub struct Octets {
     own: Vec<u8>,
-    runs: Vec<Run>,
+    /// One nearly always.
+    runs: SmallVec<[Run; 1]>,
     run_octets: usize,
 }
 

@@ -137,7 +137,7 @@ impl ReplyLines {
     /// Takes over lines with a line feed between each two of them.
     #[must_use]
     pub fn separated(text: &[u8]) -> Self {
-        Self { text: text.into() }
+        Self { text: SmallVec::from_slice(text) }
     }
 
     /// The lines, at least one.

@@ -8,6 +8,10 @@
 //!
 //! Diagnostics: [`Event::Failed`] for what a failed effect carried.
 
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
 use super::commit::Commit;
 use super::format::{self, SegmentKind};
 use super::forward::Move;
@@ -16,7 +20,6 @@ use super::room::Claim;
 use super::{Chunk, Effect, Event, Full, NewMessage, Purpose, Queue, Ticket};
 use crate::limits;
 use crate::mail::{Body, Domain, MessageFacts};
-use std::sync::Arc;
 
 /// A commit begins no further message above this, to keep its latency bounded.
 pub(super) const COMMIT_OCTETS_MAX: u64 = 16 << 20;
@@ -27,6 +30,9 @@ const AHEAD_OCTETS: u64 = 256 << 10;
 /// After a commit of fewer messages nobody is expected.
 const COMPANY_MIN: usize = 8;
 
+/// Positions of recipients in their envelope, few nearly always.
+pub(super) type Order = SmallVec<[u32; 4]>;
+
 /// An append that waits for its commit.
 pub(super) struct Pending {
     pub(super) ticket: Ticket,
@@ -34,7 +40,7 @@ pub(super) struct Pending {
     /// Its deliveries began before its commit.
     pub(super) early: Option<u32>,
     /// Positions of the recipients, by domain and RID: entries of a domain are adjacent.
-    pub(super) order: Vec<u32>,
+    pub(super) order: Order,
     pub(super) head_octets: usize,
     pub(super) envelope_octets: u64,
     pub(super) extents: u32,
@@ -198,7 +204,7 @@ impl Queue {
 
     fn measure(&mut self, message: NewMessage) -> Result<Pending, Full> {
         let recipients = &message.envelope.recipients;
-        let mut order: Vec<u32> = (0..count(recipients.len())).collect();
+        let mut order: Order = (0..count(recipients.len())).collect();
         if order.len() > 1 {
             let key = |i: &u32| {
                 let recipient = &recipients[*i as usize];

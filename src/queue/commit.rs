@@ -14,7 +14,7 @@ use super::format::{self, SlotOctets, State};
 use super::forward::Moved;
 use super::index;
 use super::live::Name;
-use super::{Event, Purpose, Queue, Safe, Ticket};
+use super::{Event, Handles, Purpose, Queue, Safe, Ticket};
 use crate::mail::Handle;
 
 /// A commit under way.
@@ -197,7 +197,7 @@ impl Queue {
                 Some(domain) => (handle, domain.clone()),
                 None => unreachable!("a handle was just entered"),
             };
-            let mut handles: Vec<_> = entered.drain(..).map(with_domain).collect();
+            let mut handles: Handles = entered.drain(..).map(with_domain).collect();
             if handles.is_empty() {
                 // Accepted by its next hops after it was written: its extents are free, unless
                 // its slot cannot be read any more.

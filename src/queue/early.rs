@@ -19,9 +19,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::Pending;
+use smallvec::{SmallVec, smallvec};
+
+use super::batch::{Order, Pending};
 use super::format::{State, StateWord};
-use super::{Brief, Change, Event, NewMessage, Queue, RecipientSummary, Safe, Summary, Ticket};
+use super::{
+    Brief, Change, Event, Handles, NewMessage, Queue, RecipientSummary, Safe, Summary, Ticket,
+};
 use crate::mail::{Domain, Handle, Mono, Rid, Wall};
 
 /// Set in every early handle.
@@ -71,11 +75,11 @@ struct EarlyMessage {
     due: Mono,
     phase: Phase,
     /// Positions of the recipients, by domain and RID.
-    order: Vec<u32>,
+    order: Order,
     /// By place in `order`.
-    fates: Vec<Fate>,
+    fates: SmallVec<[Fate; 4]>,
     unsettled: u32,
-    slots: Vec<u32>,
+    slots: SmallVec<[u32; 4]>,
     /// Where its entries stand in the table since they were stored: segment and first slot.
     stored: Option<(usize, u32)>,
 }
@@ -117,7 +121,7 @@ impl Queue {
         &mut self,
         message: NewMessage,
         due: Mono,
-    ) -> Result<(Ticket, Vec<(Handle, Domain)>), super::Full> {
+    ) -> Result<(Ticket, Handles), super::Full> {
         let mut pending = self.admit(message)?;
         let key = self.early.messages_free.pop().unwrap_or_else(|| {
             self.early.messages.push(None);
@@ -127,8 +131,8 @@ impl Queue {
         let (ticket, new, order) = (pending.ticket, pending.message.clone(), pending.order.clone());
         let recipients = &new.envelope.recipients;
         let domain = |place: &u32| recipients[*place as usize].address.domain();
-        let mut handles = Vec::with_capacity(1);
-        let mut slots = Vec::with_capacity(1);
+        let mut handles = Handles::new();
+        let mut slots = SmallVec::new();
         let mut first = 0;
         for group in order.chunk_by(|a, b| domain(a) == domain(b)) {
             let end = first + super::batch::count(group.len());
@@ -137,7 +141,7 @@ impl Queue {
             handles.push((Handle(slot | EARLY), domain(&group[0]).clone()));
             first = end;
         }
-        let fates = vec![Fate::Ready; order.len()];
+        let fates = smallvec![Fate::Ready; order.len()];
         let unsettled = super::batch::count(order.len());
         let phase = Phase::Held;
         let pending = Some(pending);

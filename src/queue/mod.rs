@@ -40,6 +40,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::mail::{Body, Domain, Enhanced, Envelope, Handle, Mid, Mono, ProofOfSafety, Rid, Wall};
 
@@ -116,6 +117,9 @@ pub struct NewMessage {
     /// The message.
     pub body: Arc<Body>,
 }
+
+/// The handles of a message, each with its receiving domain: few nearly always.
+pub type Handles = SmallVec<[(Handle, Domain); 1]>;
 
 /// Names an append until its commit is known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -238,7 +242,7 @@ pub enum Event {
         /// The key to 250.
         safe: Safe,
         /// Its deliveries: one per receiving domain.
-        handles: Vec<(Handle, Domain)>,
+        handles: Handles,
         /// Recipients of it that are not settled: those that were not accepted before.
         pending: u64,
     },

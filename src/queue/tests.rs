@@ -54,7 +54,7 @@ struct Rig<M: Medium> {
     killed_at: usize,
     /// This effect fails.
     failing: Option<usize>,
-    committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
+    committed: BTreeMap<Ticket, super::Handles>,
     /// In the order in which they were told of.
     committed_in_order: Vec<Ticket>,
     failed: Vec<Ticket>,

@@ -210,7 +210,7 @@ impl Life {
         let taken = if early {
             self.rig.queue.take_early(new, due)
         } else {
-            self.rig.queue.append(new).map(|ticket| (ticket, Vec::new()))
+            self.rig.queue.append(new).map(|ticket| (ticket, ringpost::queue::Handles::new()))
         };
         let Ok((ticket, handles)) = taken else { return };
         self.next_mid += 1;

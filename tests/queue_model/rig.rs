@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringpost::mail::{
-    Body, BodyKind, Domain, Envelope, Handle, Mailbox, MessageFacts, Mid, Mono, Notify, Now,
-    Recipient, Rid, ShardId, Wall,
+    Body, BodyKind, Envelope, Handle, Mailbox, MessageFacts, Mid, Mono, Notify, Now, Recipient,
+    Rid, ShardId, Wall,
 };
 use ringpost::queue::format::SpoolId;
 use ringpost::queue::memory::{MemFile, MemMedium};
@@ -107,7 +107,7 @@ pub(crate) struct Rig {
     current: Option<Effect>,
     /// What is under way beside it; true for a sync that the disk has carried out already.
     beside: VecDeque<(Effect, bool)>,
-    pub(crate) committed: BTreeMap<Ticket, Vec<(Handle, Domain)>>,
+    pub(crate) committed: BTreeMap<Ticket, ringpost::queue::Handles>,
     /// Answered because every next hop had accepted.
     pub(crate) accepted: Vec<Ticket>,
     pub(crate) failed: Vec<Ticket>,

@@ -162,7 +162,7 @@ impl Session {
             smtputf8: mail.smtputf8,
             ret: mail.ret,
             envid: mail.envid,
-            recipients: Vec::new(),
+            recipients: Vec::with_capacity(1),
         };
         self.transaction = Some(Box::new(Transaction {
             mid,
