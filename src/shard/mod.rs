@@ -15,6 +15,7 @@
 //! | `delivery` | **the story of one delivery**: schedule, route, connect, transact, settle |
 //! | `destination` | route: a receiving domain resolved to a plan and its limits |
 //! | `pool` | connect: lanes, growth by need, permits |
+//! | `connect` | connect: a TCP connection to a host, within its deadline |
 //! | `session` | transact: one connection to a host |
 //! | `settlement` | settle: what becomes of each recipient, carried out |
 //! | `failover` | settle: what a failed connection does |
@@ -37,6 +38,7 @@
 mod balance;
 mod bounce;
 mod commit;
+mod connect;
 mod connection;
 mod delivery;
 mod destination;

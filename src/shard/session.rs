@@ -12,22 +12,18 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::connection::{Bell, Beside, Connection, Happened};
+use super::connect::{NoConnection, connect};
+use super::connection::{Bell, Connection, Happened};
 use super::delivery::Delivery;
 use super::destination::Destination;
 use super::hot::Lent;
-use super::io::{self, Gather, Piece, Socket};
+use super::io::{Gather, Piece};
 use super::pool::{Held, Idle, Served};
 use super::{Shard, Stopping};
 use crate::limits;
-use crate::mail::{
-    ConnectionCause, ConnectionFailure, Dcid, Mono, RecipientOutcome, Shortage, Stage,
-};
+use crate::mail::{Dcid, Mono, RecipientOutcome};
 use crate::route::Probe;
 use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolicy, Transaction};
-
-/// A connect without an answer for this long is slow: other hosts take its deliveries.
-const SLOW_CONNECT: Duration = Duration::from_millis(crate::route::host::SLOW_CONNECT_MS);
 
 /// A busy session keeps a permit that another shard waits for this long at most.
 const BUSY_MAX: Duration = Duration::from_secs(1);
@@ -93,66 +89,8 @@ pub(super) async fn run(
     shard.feed_bell.ring();
 }
 
-/// Why a connection does not stand.
-enum NoConnection {
-    /// The host, or the way to it.
-    Host(ConnectionFailure),
-    /// Our own machine.
-    Machine(Shortage),
-}
-
-/// Connects within the deadline. After [`SLOW_CONNECT`] the lane's deliveries take new turns,
-/// while the connect runs on and decides the host's health.
-async fn connect(
-    shard: &Rc<Shard>,
-    served: &Rc<Served>,
-    destination: &Destination,
-    bell: &Bell,
-) -> Result<Socket, NoConnection> {
-    let failed = |cause| NoConnection::Host(ConnectionFailure { stage: Stage::Connect, cause });
-    let network = |error: std::io::Error| match io::shortage(&error) {
-        Some(shortage) => NoConnection::Machine(shortage),
-        None => failed(ConnectionCause::Network(error_text(&error))),
-    };
-    let connecting = shard.socket_to(served.key.address, destination.source());
-    let connecting = connecting.map_err(network)?;
-    let socket = connecting.socket().clone();
-    let mut stands = std::pin::pin!(connecting.stands());
-    let begun = shard.now().mono;
-    let timeout = shard.config().timeouts.connect;
-    let (mut slow, mut late) = (false, false);
-    bell.set_deadline(Some(begun + SLOW_CONNECT.min(timeout)));
-    let result = loop {
-        match bell.beside(stands.as_mut()).await {
-            Beside::Done(result) => break result,
-            Beside::Deadline if !slow && timeout > SLOW_CONNECT => {
-                slow = true;
-                served.host.slow_connect_began();
-                bell.set_deadline(Some(begun + timeout));
-                shard.connect_is_slow(served);
-            }
-            Beside::Deadline => {
-                late = true;
-                socket.shutdown();
-                bell.set_deadline(None);
-            }
-            Beside::Rung if shard.stopping() != Stopping::No => socket.shutdown(),
-            Beside::Rung => {}
-        }
-    };
-    if slow {
-        served.host.slow_connect_ended();
-    }
-    bell.set_deadline(None);
-    match result {
-        Ok(socket) => Ok(socket),
-        Err(_) if late => Err(failed(ConnectionCause::Timeout)),
-        Err(error) => Err(network(error)),
-    }
-}
-
 /// The system's words without its number.
-fn error_text(error: &std::io::Error) -> Box<str> {
+pub(super) fn error_text(error: &std::io::Error) -> Box<str> {
     let text = error.to_string();
     let plain = text.split(" (os error").next().unwrap_or(&text);
     plain.into()
