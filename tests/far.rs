@@ -73,6 +73,31 @@ fn one_connection_over_a_long_link_is_kept_full() {
     }
 }
 
+/// Where a connection carries few messages, the next ones are opened in place of those that are
+/// spent, as many at a time as there are: one at a time would be all that the host ever has, for
+/// on this link a connection takes longer to open than to be spent.
+#[test]
+fn spent_connections_are_replaced_side_by_side() {
+    const MESSAGES: u64 = 300;
+    for io in io_modes() {
+        let sink = sink(Behaviour::default());
+        let link = Link::start(sink.address(), DELAY).unwrap();
+        let mut setup = Setup::new(io, format!("ALL {}\n", link.address())).tables(
+            "[destination.default]\nmax_connections = 20\nmax_messages_per_connection = 1\n",
+        );
+        setup.top = setup.top.replace("shards = 2", "shards = 1");
+        let engine = Engine::start(&setup);
+        send(&engine, MESSAGES);
+        engine.wait("all mail", || sink.counts().messages == MESSAGES);
+        engine.wait_empty();
+        engine.assert_conservation();
+        let peak = sink.counts().connections_peak;
+        println!("io = {io}: {peak} connections at once, {} in all", link.connections());
+        assert!((12..=20).contains(&peak), "io = {io}: {peak}");
+        assert!(link.connections() <= MESSAGES + 20, "none is opened in vain");
+    }
+}
+
 /// It stalls after DATA for ever: it keeps one message for each of its connections, and the nine
 /// others get all the rest while it is silent.
 #[test]

@@ -139,8 +139,12 @@ pub struct Growth {
     pub deliveries: usize,
     /// Deliveries that the ready sessions together take in one round trip: their windows.
     pub window_deliveries: usize,
-    /// Connections of this lane on their way to ready.
-    pub connecting: usize,
+    /// Connections on their way to ready that this lane had not before.
+    pub growing: usize,
+    /// Connections on their way to ready that take the place of a spent one.
+    pub replacing: usize,
+    /// Connections that have been given as many messages as one may carry, and have yet to end.
+    pub spent: usize,
     /// Connections of this lane, ready or on their way.
     pub connections: usize,
     /// The host has answered a transaction of this lane.
@@ -155,14 +159,21 @@ impl Growth {
     /// One more connection? Yes when the lane holds more than the ready sessions take in one
     /// round trip, the last new one is ready, and the host has shown that it moves mail: one that
     /// greets and then answers no transaction gets one, and no more of the permits that others
-    /// need.
+    /// need. One that takes the place of another is no new one: where connections are short,
+    /// one of them at a time would be all that the lane ever has.
     #[must_use]
     pub fn wants_connection(self) -> bool {
         !self.host_silent
-            && self.connecting == 0
+            && (self.growing == 0 || self.replaces())
             && self.connections < self.connections_max
             && (self.answers || self.connections == 0)
             && self.deliveries > self.window_deliveries
+    }
+
+    /// Would it take the place of a spent one?
+    #[must_use]
+    pub fn replaces(self) -> bool {
+        self.replacing < self.spent
     }
 }
 
@@ -221,7 +232,9 @@ mod tests {
         let idle = Growth {
             deliveries: 0,
             window_deliveries: 0,
-            connecting: 0,
+            growing: 0,
+            replacing: 0,
+            spent: 0,
             connections: 0,
             answers: true,
             connections_max: 2,
@@ -230,7 +243,12 @@ mod tests {
         let table = [
             (idle, false),
             (Growth { deliveries: 1, ..idle }, true),
-            (Growth { deliveries: 1, connecting: 1, connections: 1, ..idle }, false),
+            (Growth { deliveries: 1, growing: 1, connections: 1, ..idle }, false),
+            (Growth { deliveries: 1, growing: 1, spent: 1, ..idle }, true),
+            (Growth { deliveries: 1, growing: 1, replacing: 1, spent: 1, ..idle }, false),
+            (Growth { deliveries: 1, replacing: 1, spent: 1, ..idle }, true),
+            (Growth { spent: 1, ..idle }, false),
+            (Growth { deliveries: 1, spent: 1, connections: 2, ..idle }, false),
             (Growth { deliveries: 8, connections: 1, window_deliveries: 8, ..idle }, false),
             (Growth { deliveries: 9, connections: 1, window_deliveries: 8, ..idle }, true),
             (Growth { deliveries: 9, connections: 2, window_deliveries: 8, ..idle }, false),

@@ -51,8 +51,13 @@ pub(super) struct Served {
     pub(super) lane: RefCell<Lane<Delivery>>,
     /// Sessions that have room, those with nothing under way last.
     pub(super) idle: RefCell<Vec<Idle>>,
-    pub(super) connecting: Cell<usize>,
+    /// Connections on their way to ready: those that it had not before, and those that take the
+    /// place of a spent one.
+    pub(super) growing: Cell<usize>,
+    pub(super) replacing: Cell<usize>,
     pub(super) ready: Cell<usize>,
+    /// Ready sessions that have taken all that one may.
+    pub(super) spent: Cell<usize>,
     /// The host has answered a transaction.
     pub(super) answers: Cell<bool>,
     /// What the ready sessions together take in one round trip.
@@ -79,6 +84,22 @@ impl Served {
     /// Deliveries waiting.
     pub(super) fn backlog(&self) -> usize {
         self.lane.borrow().len()
+    }
+
+    /// Connections, ready or on their way.
+    fn connections(&self) -> usize {
+        self.growing.get() + self.replacing.get() + self.ready.get()
+    }
+
+    /// Where a connection on its way is counted.
+    fn on_their_way(&self, replaces: bool) -> &Cell<usize> {
+        if replaces { &self.replacing } else { &self.growing }
+    }
+
+    /// A connection on its way is ready, or has failed.
+    pub(super) fn has_come(&self, replaces: bool) {
+        let count = self.on_their_way(replaces);
+        count.set(count.get() - 1);
     }
 }
 
@@ -115,8 +136,10 @@ impl Shard {
                 host: host.clone(),
                 lane: RefCell::default(),
                 idle: RefCell::default(),
-                connecting: Cell::new(0),
+                growing: Cell::new(0),
+                replacing: Cell::new(0),
                 ready: Cell::new(0),
+                spent: Cell::new(0),
                 answers: Cell::new(false),
                 windows: Cell::new(0),
                 outstanding: Cell::new(0),
@@ -166,8 +189,10 @@ impl Shard {
             deliveries: served.backlog(),
             // A strict repeat wants a connection of its own, however much the others take.
             window_deliveries: if strict { 0 } else { served.windows.get() },
-            connecting: served.connecting.get(),
-            connections: served.connecting.get() + served.ready.get(),
+            growing: served.growing.get(),
+            replacing: served.replacing.get(),
+            spent: served.spent.get(),
+            connections: served.connections(),
             answers: served.answers.get(),
             connections_max: destination.controls.connections_max as usize,
             host_silent: matches!(served.host.status(now.mono), Status::PassedOver { .. })
@@ -177,7 +202,8 @@ impl Shard {
             return;
         }
         if let Some(held) = self.permits_for(served, &destination, now) {
-            self.start_session(served.clone(), destination, held, None);
+            let replaces = growth.replaces();
+            self.start_session(served.clone(), destination, held, replaces, None);
         }
     }
 
@@ -192,7 +218,9 @@ impl Shard {
         }
         let Some(held) = self.permits_for(&served, destination, now) else { return };
         match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
-            Some(probe) => self.start_session(served, destination.clone(), held, Some(probe)),
+            Some(probe) => {
+                self.start_session(served, destination.clone(), held, false, Some(probe));
+            }
             None => self.release_permits(held, &served.host),
         }
     }
@@ -202,11 +230,14 @@ impl Shard {
         served: Rc<Served>,
         destination: Rc<Destination>,
         held: Held,
+        replaces: bool,
         probe: Option<Probe>,
     ) {
-        served.connecting.set(served.connecting.get() + 1);
+        let count = served.on_their_way(replaces);
+        count.set(count.get() + 1);
         self.sessions.set(self.sessions.get() + 1);
-        super::io::spawn(super::session::run(self.clone(), served, destination, held, probe));
+        let new = super::session::New { held, replaces, probe };
+        super::io::spawn(super::session::run(self.clone(), served, destination, new));
     }
 
     /// All three permits, or none.
@@ -357,9 +388,7 @@ impl Shard {
     /// Lanes that nobody uses are forgotten.
     pub(super) fn forget_unused_lanes(&self) {
         self.pool.borrow_mut().lanes.retain(|_, served| {
-            Rc::strong_count(served) > 1
-                || served.backlog() > 0
-                || served.connecting.get() + served.ready.get() > 0
+            Rc::strong_count(served) > 1 || served.backlog() > 0 || served.connections() > 0
         });
     }
 

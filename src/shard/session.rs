@@ -40,14 +40,22 @@ const SLOW_MS_MIN: u64 = 100;
 /// Deliveries of a lane that a session looks at for one whose destination has a permit.
 const LOOK_AHEAD_MAX: usize = 64;
 
+/// A connection that is to be opened.
+pub(super) struct New {
+    pub(super) held: Held,
+    /// It takes the place of a spent one.
+    pub(super) replaces: bool,
+    pub(super) probe: Option<Probe>,
+}
+
 /// Runs one connection from its permits to their return.
 pub(super) async fn run(
     shard: Rc<Shard>,
     served: Rc<Served>,
     destination: Rc<Destination>,
-    held: Held,
-    probe: Option<Probe>,
+    new: New,
 ) {
+    let replaces = new.replaces;
     let dcid = shard.next_dcid();
     let bell = shard.new_bell();
     let failure = match connect(&shard, &served, &destination, &bell).await {
@@ -60,8 +68,7 @@ pub(super) async fn run(
             let from = local.unwrap_or(IpAddr::from([0, 0, 0, 0]));
             shard.log(|log, now| log.new_smtp_dcid(now, dcid, from, peer));
             let (from, of) = (bell.clone(), &destination);
-            let mut dialogue = Dialogue::new(&shard, &served, of, dcid, local, held, from);
-            dialogue.probe = probe;
+            let dialogue = Dialogue::new(&shard, &served, of, dcid, local, new, from);
             dialogue.run(Connection::new(socket, bell)).await;
             // Its descriptor and its port are free for the next one.
             shard.end_pauses(&served);
@@ -69,11 +76,11 @@ pub(super) async fn run(
             shard.counters().sessions_out.sub(1);
             None
         }
-        Err(failure) => Some((failure, held, probe)),
+        Err(failure) => Some((failure, new)),
     };
-    if let Some((failure, held, probe)) = failure {
+    if let Some((failure, New { held, probe, .. })) = failure {
         let local = destination.source();
-        served.connecting.set(served.connecting.get() - 1);
+        served.has_come(replaces);
         shard.release_permits(held, &served.host);
         match failure {
             NoConnection::Host(failure) => {
@@ -115,6 +122,8 @@ struct Dialogue<'a> {
     dcid: Dcid,
     local: Option<IpAddr>,
     held: Held,
+    /// It takes the place of a spent one.
+    replaces: bool,
     probe: Option<Probe>,
     session: client::Session,
     /// The deliveries whose transactions are under way, in the order of their keys.
@@ -128,6 +137,8 @@ struct Dialogue<'a> {
     past_dot: Cell<bool>,
     /// What the session takes in one round trip, as counted in the lane.
     window: usize,
+    /// It has taken all that it may, and is counted so in the lane.
+    is_spent: bool,
     /// Its host works off a train message by message: what it holds waits in vain.
     is_slow: bool,
     /// The train window that the host remembers from us.
@@ -145,7 +156,7 @@ impl<'a> Dialogue<'a> {
         destination: &'a Rc<Destination>,
         dcid: Dcid,
         local: Option<IpAddr>,
-        held: Held,
+        New { held, replaces, probe }: New,
         bell: Rc<Bell>,
     ) -> Self {
         let settings = ClientSettings {
@@ -166,7 +177,8 @@ impl<'a> Dialogue<'a> {
             dcid,
             local,
             held,
-            probe: None,
+            replaces,
+            probe,
             session,
             under_way: VecDeque::new(),
             is_ready: false,
@@ -175,6 +187,7 @@ impl<'a> Dialogue<'a> {
             key: 0,
             past_dot: Cell::new(false),
             window: 0,
+            is_spent: false,
             is_slow: false,
             learned: None,
             bell,
@@ -274,6 +287,9 @@ impl<'a> Dialogue<'a> {
         windows.set(windows.get() + window - self.window);
         let takes_no_more = self.is_ready && window == 0 && self.window > 0;
         self.window = window;
+        if takes_no_more && !std::mem::replace(&mut self.is_spent, true) {
+            self.served.spent.set(self.served.spent.get() + 1);
+        }
         if takes_no_more && self.shard.stopping() == Stopping::No {
             // The next connection is opened while the replies to the last train are on their way.
             self.shard.grow(self.served);
@@ -313,7 +329,7 @@ impl<'a> Dialogue<'a> {
             }
             Event::Failed(failure) => {
                 let (served, destination) = (self.served, self.destination);
-                served.connecting.set(served.connecting.get() - 1);
+                served.has_come(self.replaces);
                 let probe = self.probe.take();
                 shard.connection_failed(
                     served,
@@ -347,7 +363,7 @@ impl<'a> Dialogue<'a> {
         self.is_ready = true;
         // The lease of a probe ends with its success.
         self.probe = None;
-        served.connecting.set(served.connecting.get() - 1);
+        served.has_come(self.replaces);
         served.ready.set(served.ready.get() + 1);
         self.learn();
         let now = self.shard.now().mono;
@@ -382,6 +398,9 @@ impl<'a> Dialogue<'a> {
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
         served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
+        if std::mem::take(&mut self.is_spent) {
+            served.spent.set(served.spent.get() - 1);
+        }
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
     }
