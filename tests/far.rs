@@ -94,7 +94,7 @@ fn spent_connections_are_replaced_side_by_side() {
         let peak = sink.counts().connections_peak;
         println!("io = {io}: {peak} connections at once, {} in all", link.connections());
         assert!((12..=20).contains(&peak), "io = {io}: {peak}");
-        assert!(link.connections() <= MESSAGES + 20, "none is opened in vain");
+        assert!(link.connections() <= MESSAGES + 5, "{} are opened", link.connections());
     }
 }
 

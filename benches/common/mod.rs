@@ -81,8 +81,8 @@ pub fn folder(arguments: &Arguments) -> tempfile::TempDir {
     tempfile::tempdir_in(PathBuf::from(base)).expect("a folder for the spool")
 }
 
-/// Memory that is touched before a load, octets: more than its log and its buffers take.
-const TOUCHED_OCTETS: usize = 512 << 20;
+/// Memory that is touched before a load at most, in MiB: more than its log and its buffers take.
+const TOUCHED_MIB_MAX: u64 = 512;
 
 /// Uses free memory once and gives it back. Where the machine is a virtual one whose host takes
 /// free memory back, the next use of a page waits for the host, up to 10 us of CPU time for 4 KiB:
@@ -94,12 +94,21 @@ pub fn touch_free_memory(arguments: &Arguments) {
     }
     let memory = memfd_create("touched", MemfdFlags::CLOEXEC).map(fs::File::from);
     let piece = vec![1; 1 << 20];
-    let touched = memory.map_err(io::Error::from).and_then(|mut memory| {
-        (0..TOUCHED_OCTETS >> 20).try_for_each(|_| memory.write_all(&piece))
-    });
+    let mib = TOUCHED_MIB_MAX.min(available_mib() / 4);
+    let touched = memory
+        .map_err(io::Error::from)
+        .and_then(|mut memory| (0..mib).try_for_each(|_| memory.write_all(&piece)));
     if let Err(error) = touched {
         eprintln!("free memory is not touched before the run: {error}");
     }
+}
+
+/// MemAvailable of proc_meminfo(5).
+fn available_mib() -> u64 {
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
 }
 
 /// Raises the soft limit of open files to the hard one; the limit that holds then.

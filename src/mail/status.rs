@@ -5,8 +5,7 @@
 //! A `Result::Err` elsewhere means that we or our machine failed; a remote failure is a value.
 
 use std::fmt;
-
-use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// An enhanced status code (RFC 3463): class 2, 4 or 5, subject and detail 0..999.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -125,24 +124,55 @@ pub struct Reply {
     pub lines: ReplyLines,
 }
 
-/// The text of a reply, line by line. A usual one takes no memory of its own: a message brings
-/// three, and most are thrown away at once.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// The text of a reply, line by line. A short one takes no memory of its own: a message brings
+/// three, and most are thrown away at once. The clones of a long one share it.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplyLines {
     /// A line feed stands between two lines, for it cannot stand in one.
-    text: SmallVec<[u8; 40]>,
+    text: Text,
 }
+
+/// By its length it is the one or the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Text {
+    /// So many octets of these; the others are 0.
+    Short(u8, [u8; SHORT_OCTETS_MAX]),
+    Long(Arc<[u8]>),
+}
+
+const SHORT_OCTETS_MAX: usize = 38;
 
 impl ReplyLines {
     /// Takes over lines with a line feed between each two of them.
     #[must_use]
     pub fn separated(text: &[u8]) -> Self {
-        Self { text: SmallVec::from_slice(text) }
+        let mut short = [0; SHORT_OCTETS_MAX];
+        let text = match (short.get_mut(..text.len()), u8::try_from(text.len())) {
+            (Some(octets), Ok(count)) => {
+                octets.copy_from_slice(text);
+                Text::Short(count, short)
+            }
+            _ => Text::Long(text.into()),
+        };
+        Self { text }
+    }
+
+    fn octets(&self) -> &[u8] {
+        match &self.text {
+            Text::Short(count, octets) => &octets[..usize::from(*count)],
+            Text::Long(text) => text,
+        }
     }
 
     /// The lines, at least one.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.text.split(|octet| *octet == b'\n')
+        self.octets().split(|octet| *octet == b'\n')
+    }
+}
+
+impl Default for ReplyLines {
+    fn default() -> Self {
+        Self::separated(b"")
     }
 }
 
@@ -243,6 +273,21 @@ mod tests {
         {
             assert_eq!(Enhanced::parse_prefix(text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_text_is_the_same_however_long_it_is() {
+        for octets in [0, 1, SHORT_OCTETS_MAX - 1, SHORT_OCTETS_MAX, SHORT_OCTETS_MAX + 1, 300] {
+            let text = vec![b'x'; octets];
+            let lines = ReplyLines::separated(&text);
+            assert_eq!(lines.iter().collect::<Vec<_>>(), [&text[..]]);
+            assert_eq!(lines, lines.clone());
+            assert_ne!(lines, ReplyLines::separated(&vec![b'x'; octets + 1]));
+            let is_long = matches!(lines.text, Text::Long(_));
+            assert_eq!(is_long, octets > SHORT_OCTETS_MAX);
+        }
+        let two: ReplyLines = ["first", "second"].iter().collect();
+        assert_eq!(two.iter().collect::<Vec<_>>(), [b"first".as_slice(), b"second"]);
     }
 
     #[test]

@@ -281,7 +281,7 @@ impl Host {
     pub fn connection_failed(&self, now: Mono) -> Verdict {
         self.touch(now);
         if self.is_alive(now) {
-            return Verdict::CeilingLowered(self.lower_ceiling(now));
+            return Verdict::CeilingLowered(self.lower_ceiling(self.sessions(), now));
         }
         let down = Health::UP.down_again(now);
         let up = Health::UP.pack();
@@ -289,6 +289,14 @@ impl Host {
             Ok(_) => Verdict::WentDown { until: Mono(down.until_ms) },
             Err(_) => Verdict::AlreadyDown,
         }
+    }
+
+    /// A connection that was opened beside `sessions` of ours, to replace one of them, was refused
+    /// in words: the host is there, and has enough of us. Some of them may have ended meanwhile;
+    /// that many it did take.
+    pub fn refused_beside(&self, sessions: u32, now: Mono) -> Verdict {
+        self.touch(now);
+        Verdict::CeilingLowered(self.lower_ceiling(sessions.max(self.sessions()), now))
     }
 
     /// A session is ready (greeting and EHLO were good): proof that the host is up, whoever made
@@ -506,8 +514,8 @@ impl Host {
         unused && !self.is_spoken_to_plainly(now)
     }
 
-    fn lower_ceiling(&self, now: Mono) -> u32 {
-        let alive = self.sessions().max(1);
+    fn lower_ceiling(&self, sessions: u32, now: Mono) -> u32 {
+        let alive = sessions.max(1);
         let lowered = self.ceiling(now).map_or(alive, |ceiling| ceiling.min(alive)).max(1);
         let set_s = u32::try_from(now.0 / 1000).unwrap_or(u32::MAX);
         self.ceiling.store((u64::from(lowered) << 32) | u64::from(set_s), Relaxed);

@@ -287,6 +287,22 @@ fn a_failure_beside_a_living_session_lowers_the_ceiling_only() {
     assert!(matches!(host.connection_failed(Mono(10_001)), Verdict::WentDown { .. }));
 }
 
+/// Those that it was to replace may have ended by then, all of them.
+#[test]
+fn a_replacement_that_is_refused_lowers_the_ceiling_to_what_was_there() {
+    let host = host();
+    assert!(host.claim(500, Mono(0)).next().is_none());
+    for _ in 0..3 {
+        assert!(!host.session_opened(A, Mono(0)));
+    }
+    assert_eq!(host.refused_beside(10, Mono(100)), Verdict::CeilingLowered(10));
+    for _ in 0..3 {
+        host.session_closed(A, None);
+    }
+    assert_eq!(host.refused_beside(4, Mono(200)), Verdict::CeilingLowered(4));
+    assert_eq!((host.permits().limit(), host.status(Mono(200))), (4, Status::Up));
+}
+
 #[test]
 fn only_living_sessions_show_that_a_host_is_alive() {
     let host = host();

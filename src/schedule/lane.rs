@@ -143,8 +143,9 @@ pub struct Growth {
     pub growing: usize,
     /// Connections on their way to ready that take the place of a spent one.
     pub replacing: usize,
-    /// Connections that have been given as many messages as one may carry, and have yet to end.
-    pub spent: usize,
+    /// Connections that have been given as many messages as one may carry, have yet to end, and
+    /// are not replaced.
+    pub vacant: usize,
     /// Connections of this lane, ready or on their way.
     pub connections: usize,
     /// The host has answered a transaction of this lane.
@@ -157,23 +158,23 @@ pub struct Growth {
 
 impl Growth {
     /// One more connection? Yes when the lane holds more than the ready sessions take in one
-    /// round trip, the last new one is ready, and the host has shown that it moves mail: one that
-    /// greets and then answers no transaction gets one, and no more of the permits that others
-    /// need. One that takes the place of another is no new one: where connections are short,
-    /// one of them at a time would be all that the lane ever has.
+    /// round trip and one for each that is on its way, the last new one is ready, and the host has
+    /// shown that it moves mail: one that greets and then answers no transaction gets one, and no
+    /// more of the permits that others need. One that takes the place of another is no new one:
+    /// where connections are short, one of them at a time would be all that the lane ever has.
     #[must_use]
     pub fn wants_connection(self) -> bool {
         !self.host_silent
             && (self.growing == 0 || self.replaces())
             && self.connections < self.connections_max
             && (self.answers || self.connections == 0)
-            && self.deliveries > self.window_deliveries
+            && self.deliveries > self.window_deliveries + self.growing + self.replacing
     }
 
     /// Would it take the place of a spent one?
     #[must_use]
     pub fn replaces(self) -> bool {
-        self.replacing < self.spent
+        self.vacant > 0
     }
 }
 
@@ -228,13 +229,13 @@ mod tests {
     }
 
     #[test]
-    fn connections_grow_one_by_one_and_by_need() {
+    fn connections_grow_by_need_one_by_one_beside_those_that_are_replaced() {
         let idle = Growth {
             deliveries: 0,
             window_deliveries: 0,
             growing: 0,
             replacing: 0,
-            spent: 0,
+            vacant: 0,
             connections: 0,
             answers: true,
             connections_max: 2,
@@ -244,11 +245,13 @@ mod tests {
             (idle, false),
             (Growth { deliveries: 1, ..idle }, true),
             (Growth { deliveries: 1, growing: 1, connections: 1, ..idle }, false),
-            (Growth { deliveries: 1, growing: 1, spent: 1, ..idle }, true),
-            (Growth { deliveries: 1, growing: 1, replacing: 1, spent: 1, ..idle }, false),
-            (Growth { deliveries: 1, replacing: 1, spent: 1, ..idle }, true),
-            (Growth { spent: 1, ..idle }, false),
-            (Growth { deliveries: 1, spent: 1, connections: 2, ..idle }, false),
+            (Growth { deliveries: 9, growing: 1, connections: 1, ..idle }, false),
+            (Growth { deliveries: 2, growing: 1, vacant: 1, connections: 1, ..idle }, true),
+            (Growth { deliveries: 1, growing: 1, vacant: 1, connections: 1, ..idle }, false),
+            (Growth { deliveries: 2, replacing: 1, connections: 1, ..idle }, true),
+            (Growth { deliveries: 1, replacing: 1, vacant: 1, connections: 1, ..idle }, false),
+            (Growth { vacant: 1, ..idle }, false),
+            (Growth { deliveries: 9, vacant: 1, connections: 2, ..idle }, false),
             (Growth { deliveries: 8, connections: 1, window_deliveries: 8, ..idle }, false),
             (Growth { deliveries: 9, connections: 1, window_deliveries: 8, ..idle }, true),
             (Growth { deliveries: 9, connections: 2, window_deliveries: 8, ..idle }, false),

@@ -13,9 +13,9 @@ use std::rc::Rc;
 use super::Shard;
 use super::delivery::{Delivery, Step};
 use super::destination::Destination;
-use super::pool::Served;
-use crate::mail::{ConnectionFailure, Dcid};
-use crate::route::{Host, Probe, Verdict};
+use super::pool::{Cause, Served};
+use crate::mail::{ConnectionCause, ConnectionFailure, Dcid};
+use crate::route::{Host, Verdict};
 use crate::schedule::Sign;
 use crate::settle::HostEffect;
 use crate::settle::host::connection_verdict;
@@ -29,16 +29,20 @@ impl Shard {
         dcid: Dcid,
         local: Option<IpAddr>,
         failure: &ConnectionFailure,
-        probe: Option<Probe>,
+        cause: Cause,
     ) {
         let now = self.now().mono;
         self.counters().connection_errors.one();
         self.log_connection_error(served, destination, dcid, local, failure);
         let head = served.lane.borrow().peek().map(|d| d.destination.clone());
         let judged = connection_verdict(failure, false);
-        let health = match probe {
-            Some(probe) => served.host.probe_failed(probe, now),
-            None => served.host.connection_failed(now),
+        let health = match (cause, &failure.cause) {
+            (Cause::Probe(probe), _) => served.host.probe_failed(probe, now),
+            // Beside the one that it was to replace: what was there then is what the host takes.
+            (Cause::Replacement { sessions }, ConnectionCause::Reply(_)) => {
+                served.host.refused_beside(sessions, now)
+            }
+            (Cause::Replacement { .. } | Cause::Growth, _) => served.host.connection_failed(now),
         };
         match health {
             // "Too many connections" must not look like "dead": the working sessions go on.

@@ -56,8 +56,10 @@ pub(super) struct Served {
     pub(super) growing: Cell<usize>,
     pub(super) replacing: Cell<usize>,
     pub(super) ready: Cell<usize>,
-    /// Ready sessions that have taken all that one may.
+    /// Sessions that have taken all that one may and have yet to end, and how many of them
+    /// nothing has replaced.
     pub(super) spent: Cell<usize>,
+    pub(super) vacant: Cell<usize>,
     /// The host has answered a transaction.
     pub(super) answers: Cell<bool>,
     /// What the ready sessions together take in one round trip.
@@ -92,14 +94,29 @@ impl Served {
     }
 
     /// Where a connection on its way is counted.
-    fn on_their_way(&self, replaces: bool) -> &Cell<usize> {
-        if replaces { &self.replacing } else { &self.growing }
+    fn on_their_way(&self, cause: &Cause) -> &Cell<usize> {
+        match cause {
+            Cause::Replacement { .. } => &self.replacing,
+            Cause::Growth | Cause::Probe(_) => &self.growing,
+        }
     }
 
     /// A connection on its way is ready, or has failed.
-    pub(super) fn has_come(&self, replaces: bool) {
-        let count = self.on_their_way(replaces);
+    pub(super) fn has_come(&self, cause: &Cause) {
+        let count = self.on_their_way(cause);
         count.set(count.get() - 1);
+    }
+
+    /// A session has taken all that it may.
+    pub(super) fn one_is_spent(&self) {
+        self.spent.set(self.spent.get() + 1);
+        self.vacant.set(self.vacant.get() + 1);
+    }
+
+    /// Its connection is closed: what has not replaced it by now was not needed, or not allowed.
+    pub(super) fn spent_one_is_gone(&self) {
+        self.spent.set(self.spent.get() - 1);
+        self.vacant.set(self.vacant.get().min(self.spent.get()));
     }
 }
 
@@ -109,6 +126,22 @@ pub(super) struct Pool {
     lanes: HashMap<PoolKey, Rc<Served>>,
     /// Lanes that hold up a destination, or did a moment ago.
     over_full: Vec<Rc<Served>>,
+}
+
+/// A connection that is to be opened.
+pub(super) struct New {
+    pub(super) held: Held,
+    pub(super) cause: Cause,
+}
+
+/// Why a connection is opened.
+pub(super) enum Cause {
+    /// What waits is more than the others take.
+    Growth,
+    /// To take the place of a spent one, beside so many sessions of this process with the host.
+    Replacement { sessions: u32 },
+    /// The host is down, and it is time to look again.
+    Probe(Probe),
 }
 
 /// The permits of one connection.
@@ -140,6 +173,7 @@ impl Shard {
                 replacing: Cell::new(0),
                 ready: Cell::new(0),
                 spent: Cell::new(0),
+                vacant: Cell::new(0),
                 answers: Cell::new(false),
                 windows: Cell::new(0),
                 outstanding: Cell::new(0),
@@ -191,7 +225,7 @@ impl Shard {
             window_deliveries: if strict { 0 } else { served.windows.get() },
             growing: served.growing.get(),
             replacing: served.replacing.get(),
-            spent: served.spent.get(),
+            vacant: served.vacant.get(),
             connections: served.connections(),
             answers: served.answers.get(),
             connections_max: destination.controls.connections_max as usize,
@@ -202,8 +236,13 @@ impl Shard {
             return;
         }
         if let Some(held) = self.permits_for(served, &destination, now) {
-            let replaces = growth.replaces();
-            self.start_session(served.clone(), destination, held, replaces, None);
+            let cause = if growth.replaces() {
+                served.vacant.set(served.vacant.get() - 1);
+                Cause::Replacement { sessions: served.host.sessions() }
+            } else {
+                Cause::Growth
+            };
+            self.start_session(served.clone(), destination, New { held, cause });
         }
     }
 
@@ -219,24 +258,17 @@ impl Shard {
         let Some(held) = self.permits_for(&served, destination, now) else { return };
         match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
             Some(probe) => {
-                self.start_session(served, destination.clone(), held, false, Some(probe));
+                let cause = Cause::Probe(probe);
+                self.start_session(served, destination.clone(), New { held, cause });
             }
             None => self.release_permits(held, &served.host),
         }
     }
 
-    fn start_session(
-        self: &Rc<Self>,
-        served: Rc<Served>,
-        destination: Rc<Destination>,
-        held: Held,
-        replaces: bool,
-        probe: Option<Probe>,
-    ) {
-        let count = served.on_their_way(replaces);
+    fn start_session(self: &Rc<Self>, served: Rc<Served>, destination: Rc<Destination>, new: New) {
+        let count = served.on_their_way(&new.cause);
         count.set(count.get() + 1);
         self.sessions.set(self.sessions.get() + 1);
-        let new = super::session::New { held, replaces, probe };
         super::io::spawn(super::session::run(self.clone(), served, destination, new));
     }
 

@@ -18,11 +18,10 @@ use super::delivery::Delivery;
 use super::destination::Destination;
 use super::hot::Lent;
 use super::io::{Gather, Piece};
-use super::pool::{Held, Idle, Served};
+use super::pool::{Cause, Held, Idle, New, Served};
 use super::{Shard, Stopping};
 use crate::limits;
 use crate::mail::{Dcid, Mono, RecipientOutcome};
-use crate::route::Probe;
 use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolicy, Transaction};
 
 /// A busy session keeps a permit that another shard waits for this long at most.
@@ -40,14 +39,6 @@ const SLOW_MS_MIN: u64 = 100;
 /// Deliveries of a lane that a session looks at for one whose destination has a permit.
 const LOOK_AHEAD_MAX: usize = 64;
 
-/// A connection that is to be opened.
-pub(super) struct New {
-    pub(super) held: Held,
-    /// It takes the place of a spent one.
-    pub(super) replaces: bool,
-    pub(super) probe: Option<Probe>,
-}
-
 /// Runs one connection from its permits to their return.
 pub(super) async fn run(
     shard: Rc<Shard>,
@@ -55,10 +46,9 @@ pub(super) async fn run(
     destination: Rc<Destination>,
     new: New,
 ) {
-    let replaces = new.replaces;
     let dcid = shard.next_dcid();
     let bell = shard.new_bell();
-    let failure = match connect(&shard, &served, &destination, &bell).await {
+    let is_spent = match connect(&shard, &served, &destination, &bell).await {
         Ok(socket) => {
             shard.end_pauses(&served);
             shard.counters().connections_out.one();
@@ -69,29 +59,33 @@ pub(super) async fn run(
             shard.log(|log, now| log.new_smtp_dcid(now, dcid, from, peer));
             let (from, of) = (bell.clone(), &destination);
             let dialogue = Dialogue::new(&shard, &served, of, dcid, local, new, from);
-            dialogue.run(Connection::new(socket, bell)).await;
+            let is_spent = dialogue.run(Connection::new(socket, bell)).await;
             // Its descriptor and its port are free for the next one.
             shard.end_pauses(&served);
             shard.log(|log, now| log.dcid_close(now, dcid));
             shard.counters().sessions_out.sub(1);
-            None
+            is_spent
         }
-        Err(failure) => Some((failure, new)),
-    };
-    if let Some((failure, New { held, probe, .. })) = failure {
-        let local = destination.source();
-        served.has_come(replaces);
-        shard.release_permits(held, &served.host);
-        match failure {
-            NoConnection::Host(failure) => {
-                shard.connection_failed(&served, &destination, dcid, local, &failure, probe);
+        Err(failure) => {
+            let New { held, cause } = new;
+            let local = destination.source();
+            served.has_come(&cause);
+            shard.release_permits(held, &served.host);
+            match failure {
+                NoConnection::Host(failure) => {
+                    shard.connection_failed(&served, &destination, dcid, local, &failure, cause);
+                }
+                NoConnection::Machine(shortage) => shard.fell_short(&served, shortage, cause),
             }
-            NoConnection::Machine(shortage) => shard.fell_short(&served, shortage, probe),
+            false
         }
-    }
+    };
     shard.sessions.set(shard.sessions.get() - 1);
     if shard.stopping() == Stopping::No {
         shard.grow(&served);
+    }
+    if is_spent {
+        served.spent_one_is_gone();
     }
     shard.feed_bell.ring();
 }
@@ -122,9 +116,7 @@ struct Dialogue<'a> {
     dcid: Dcid,
     local: Option<IpAddr>,
     held: Held,
-    /// It takes the place of a spent one.
-    replaces: bool,
-    probe: Option<Probe>,
+    cause: Cause,
     session: client::Session,
     /// The deliveries whose transactions are under way, in the order of their keys.
     under_way: VecDeque<UnderWay>,
@@ -156,7 +148,7 @@ impl<'a> Dialogue<'a> {
         destination: &'a Rc<Destination>,
         dcid: Dcid,
         local: Option<IpAddr>,
-        New { held, replaces, probe }: New,
+        New { held, cause }: New,
         bell: Rc<Bell>,
     ) -> Self {
         let settings = ClientSettings {
@@ -177,8 +169,7 @@ impl<'a> Dialogue<'a> {
             dcid,
             local,
             held,
-            replaces,
-            probe,
+            cause,
             session,
             under_way: VecDeque::new(),
             is_ready: false,
@@ -196,7 +187,8 @@ impl<'a> Dialogue<'a> {
         }
     }
 
-    async fn run(mut self, mut connection: Connection) {
+    /// Gives whether it was spent.
+    async fn run(mut self, mut connection: Connection) -> bool {
         let bell = connection.bell().clone();
         loop {
             // First what is over, then what comes next, so that one write carries all of it.
@@ -240,6 +232,7 @@ impl<'a> Dialogue<'a> {
         self.leave_ready();
         connection.close().await;
         self.shard.release_permits(self.held, &self.served.host);
+        self.is_spent
     }
 
     /// Does what the session wants; false when it is over.
@@ -288,7 +281,7 @@ impl<'a> Dialogue<'a> {
         let takes_no_more = self.is_ready && window == 0 && self.window > 0;
         self.window = window;
         if takes_no_more && !std::mem::replace(&mut self.is_spent, true) {
-            self.served.spent.set(self.served.spent.get() + 1);
+            self.served.one_is_spent();
         }
         if takes_no_more && self.shard.stopping() == Stopping::No {
             // The next connection is opened while the replies to the last train are on their way.
@@ -329,15 +322,15 @@ impl<'a> Dialogue<'a> {
             }
             Event::Failed(failure) => {
                 let (served, destination) = (self.served, self.destination);
-                served.has_come(self.replaces);
-                let probe = self.probe.take();
+                served.has_come(&self.cause);
+                let cause = std::mem::replace(&mut self.cause, Cause::Growth);
                 shard.connection_failed(
                     served,
                     destination,
                     self.dcid,
                     self.local,
                     &failure,
-                    probe,
+                    cause,
                 );
             }
             Event::Ended { failure, idle } => {
@@ -348,7 +341,8 @@ impl<'a> Dialogue<'a> {
                 if at_once {
                     // Let in and sent away before the first word: as if it had not let us in, or
                     // its lane would connect for ever.
-                    shard.connection_failed(served, destination, dcid, local, &failure, None);
+                    let cause = Cause::Growth;
+                    shard.connection_failed(served, destination, dcid, local, &failure, cause);
                 } else {
                     shard.session_broke(served, destination, dcid, local, &failure, idle);
                 }
@@ -361,9 +355,9 @@ impl<'a> Dialogue<'a> {
     fn become_ready(&mut self) {
         let served = self.served;
         self.is_ready = true;
+        served.has_come(&self.cause);
         // The lease of a probe ends with its success.
-        self.probe = None;
-        served.has_come(self.replaces);
+        self.cause = Cause::Growth;
         served.ready.set(served.ready.get() + 1);
         self.learn();
         let now = self.shard.now().mono;
@@ -398,9 +392,6 @@ impl<'a> Dialogue<'a> {
         let served = self.served;
         served.ready.set(served.ready.get() - 1);
         served.windows.set(served.windows.get() - std::mem::take(&mut self.window));
-        if std::mem::take(&mut self.is_spent) {
-            served.spent.set(served.spent.get() - 1);
-        }
         let rest = if served.ready.get() > 0 { served.heard.get() } else { None };
         served.host.session_closed(self.shard.id, rest);
     }

@@ -12,9 +12,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::Shard;
-use super::pool::Served;
+use super::pool::{Cause, Served};
 use crate::mail::{Dcid, Mono, Shortage};
-use crate::route::Probe;
 use crate::schedule::retry;
 use crate::settle::host::{Reach, reach_of};
 
@@ -62,7 +61,7 @@ impl Shard {
         self: &Rc<Self>,
         served: &Rc<Served>,
         shortage: Shortage,
-        probe: Option<Probe>,
+        cause: Cause,
     ) {
         let now = self.now().mono;
         self.counters().shortages.one();
@@ -71,7 +70,7 @@ impl Shard {
             Reach::EveryHost => self.pause.begin(now),
             Reach::ThisHost => served.pause.begin(now),
         };
-        if let Some(probe) = probe {
+        if let Cause::Probe(probe) = cause {
             served.host.probe_put_off(probe, until);
         } else if reach_of(shortage) == Reach::ThisHost && !served.host.is_alive(now) {
             served.host.pass_over(now, until.since_ms(now));

@@ -9,9 +9,6 @@ use crate::mail::Mid;
 /// Room that replies begin with, in octets: those to a train of eight messages.
 const REPLIES_OCTETS: usize = 768;
 
-/// Room that is kept for those of the next messages, in octets.
-const REPLIES_OCTETS_KEPT: usize = 16 * REPLIES_OCTETS;
-
 const LINE_END: &[u8] = b"\r\n";
 
 /// A message that is with the engine for its verdict, and the replies that come after it: replies
@@ -42,9 +39,6 @@ impl Behind {
         if self.at >= self.replies.len().div_ceil(2) {
             self.replies.drain(..self.at);
             self.at = 0;
-            if self.replies.capacity() > REPLIES_OCTETS_KEPT {
-                self.replies.shrink_to(REPLIES_OCTETS);
-            }
         }
     }
 }
@@ -107,6 +101,10 @@ impl Session {
             self.output.extend_from_slice(LINE_END);
             self.behind.take(first.behind_octets, &mut self.output);
             self.has_verdict = true;
+        }
+        if self.in_hand.is_empty() {
+            // An idle client keeps no room.
+            self.behind = Behind::default();
         }
     }
 
