@@ -270,13 +270,18 @@ fn a_probe_is_taken_over_when_its_lease_ends() {
     assert_eq!(host.probe_failed(second, Mono(1700)), Verdict::WentDown { until: Mono(3700) });
 }
 
-#[test]
-fn a_failure_beside_a_living_session_lowers_the_ceiling_only() {
+fn host_with_three_sessions() -> Host {
     let host = host();
     assert!(host.claim(500, Mono(0)).next().is_none());
     for _ in 0..3 {
         assert!(!host.session_opened(A, Mono(0)));
     }
+    host
+}
+
+#[test]
+fn a_failure_beside_a_living_session_lowers_the_ceiling_only() {
+    let host = host_with_three_sessions();
     assert_eq!(host.connection_failed(Mono(10_000)), Verdict::CeilingLowered(3));
     assert_eq!((host.permits().limit(), host.status(Mono(10_000))), (3, Status::Up));
     // One a minute.
@@ -290,11 +295,7 @@ fn a_failure_beside_a_living_session_lowers_the_ceiling_only() {
 /// Those that it was to replace may have ended by then, all of them.
 #[test]
 fn a_replacement_that_is_refused_lowers_the_ceiling_to_what_was_there() {
-    let host = host();
-    assert!(host.claim(500, Mono(0)).next().is_none());
-    for _ in 0..3 {
-        assert!(!host.session_opened(A, Mono(0)));
-    }
+    let host = host_with_three_sessions();
     assert_eq!(host.refused_beside(10, Mono(100)), Verdict::CeilingLowered(10));
     for _ in 0..3 {
         host.session_closed(A, None);
