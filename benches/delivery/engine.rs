@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use ringpost::config;
 use ringpost::lab::sink::{Sink, SinkHandle, SinkOptions};
 use ringpost::lab::source::{self, SourceOptions};
+use ringpost::schedule::settings::DestinationControls;
 use ringpost::shard::{Engine, Stopping};
 use ringpost::telemetry::{Conservation, Latencies, Totals};
 
@@ -84,9 +85,19 @@ impl<'a> Settings<'a> {
             log: if arguments.text("log") == Some("off") { "off" } else { "mail_logs" },
             commit,
             route: format!("ALL {to}\n"),
-            tables: String::new(),
+            tables: format!(
+                "[destination.default]\nmax_messages_per_connection = {}\n",
+                per_connection(arguments)
+            ),
         }
     }
+}
+
+/// Messages that one connection to the sink carries: `--per-connection`, or what the engine does
+/// unless it is told otherwise.
+pub fn per_connection(arguments: &Arguments) -> u64 {
+    let usual = u64::from(DestinationControls::default().messages_per_connection_max);
+    arguments.number("per-connection").unwrap_or(usual).max(1)
 }
 
 /// An engine that runs.

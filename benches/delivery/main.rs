@@ -35,6 +35,7 @@ const USAGE: &str = "cargo bench --bench delivery -- [options]
   --messages N    messages of each run
   --sessions N    connections of the source
   --window N      messages of a train into the engine; 1: one per round trip, by DATA
+  --per-connection N  messages that engine and bare relay send over one connection (usual: 50)
   --commit MODE   deliver-or-sync (usual) or sync
   --runs N        measures N times and shows the run in the middle, by its CPU time (usual: 1)
   --shards N      threads of the engine; 0, as usual: one per processor
@@ -81,8 +82,19 @@ struct Measured {
 }
 
 fn main() {
-    let known =
-        ["row", "messages", "sessions", "window", "commit", "runs", "shards", "io", "log", "spool"];
+    let known = [
+        "row",
+        "messages",
+        "sessions",
+        "window",
+        "per-connection",
+        "commit",
+        "runs",
+        "shards",
+        "io",
+        "log",
+        "spool",
+    ];
     let arguments = Arguments::read(USAGE, &known);
     let wanted = arguments.text("row");
     let extra = ["wire", "link", "stall"];
@@ -206,9 +218,13 @@ fn measure(row: &Row, commit: &str, arguments: &Arguments) -> Measured {
 fn bare_relay(row: &Row, messages: u64, commit: &str, arguments: &Arguments) -> Bare {
     let sink = Sink::start(SinkOptions::default()).unwrap();
     let folder = common::folder(arguments);
-    let to = Some((sink.address(), BARE_CONNECTIONS.min(row.sessions as usize)));
+    let route = Some(bare::Route {
+        to: sink.address(),
+        connections: BARE_CONNECTIONS.min(row.sessions as usize),
+        per_connection: engine::per_connection(arguments),
+    });
     let append_in = (commit == "sync").then_some(folder.path());
-    let server = bare::Server::start(bare::Way { to, append_in });
+    let server = bare::Server::start(bare::Way { route, append_in });
     common::touch_free_memory(arguments);
     let carried = engine::carry(row.source(messages, server.address(), None), &sink);
     Bare { carried, served: server.end() }

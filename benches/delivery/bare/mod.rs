@@ -4,24 +4,30 @@
 //! to be a relay: forwarding each message, appending each round's messages by one write and one
 //! sync. Never: an error a peer could make; what is not expected ends the bench.
 //!
-//! Same framing as source and sink (one message per round trip by DATA, or a train by BDAT), same
-//! batch: what one round of epoll brings is forwarded, appended and answered together.
+//! Same framing as source and sink (one message per round trip by DATA, or a train by BDAT), as
+//! many messages per connection as the engine's, same batch: what one round of epoll brings is
+//! forwarded, appended and answered together.
 
-use std::collections::VecDeque;
+mod client;
+mod outgoing;
+
 use std::fs::File;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{IoSlice, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use memchr::{memchr, memchr_iter, memmem};
+use memchr::{memchr, memmem};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::pwritev;
 
 use super::common;
+pub use client::send;
+use outgoing::Host;
+pub use outgoing::Route;
 
 /// One read takes at most this many octets.
 const READ_OCTETS: usize = 256 * 1024;
@@ -41,8 +47,8 @@ const TO_HOST: u64 = 1 << 32;
 /// What becomes of a message that has come in.
 #[derive(Default)]
 pub struct Way<'a> {
-    /// Forwarded to this address, over so many connections.
-    pub to: Option<(SocketAddr, usize)>,
+    /// Forwarded.
+    pub route: Option<Route>,
     /// Appended to a file in this folder, and synced, before it is answered.
     pub append_in: Option<&'a Path>,
 }
@@ -122,21 +128,11 @@ struct Message {
     by_data: bool,
 }
 
-/// A connection to the host.
-struct Outgoing {
-    stream: TcpStream,
-    pending: Vec<u8>,
-    /// Whose messages are not answered yet.
-    owed: VecDeque<(usize, bool)>,
-    lines: usize,
-}
-
 struct Relay {
     epoll: rustix::fd::OwnedFd,
     listener: TcpListener,
     incoming: Vec<Option<Incoming>>,
-    outgoing: Vec<Outgoing>,
-    next: usize,
+    host: Host,
     file: Option<(File, u64)>,
     syncs: u64,
     open: usize,
@@ -150,17 +146,9 @@ impl Relay {
         };
         listener.set_nonblocking(true).unwrap();
         watch(&listener);
-        let (to, connections) = way.to.map_or((None, 0), |(to, n)| (Some(to), n));
-        let outgoing = (0..connections).map(|n| {
-            let stream = greeted(to.unwrap());
-            stream.set_nonblocking(true).unwrap();
-            let name = EventData::new_u64(TO_HOST | n as u64);
-            epoll::add(&epoll, &stream, name, EventFlags::IN).unwrap();
-            Outgoing { stream, pending: Vec::new(), owed: VecDeque::new(), lines: 0 }
-        });
-        let outgoing = outgoing.collect();
+        let host = Host::new(way.route, &epoll);
         let file = way.append_in.map(|folder| (written_before(folder), 0));
-        Self { epoll, listener, incoming: Vec::new(), outgoing, next: 0, file, syncs: 0, open: 0 }
+        Self { epoll, listener, incoming: Vec::new(), host, file, syncs: 0, open: 0 }
     }
 
     fn run(&mut self) {
@@ -253,52 +241,26 @@ impl Relay {
     }
 
     fn forward(&mut self, messages: &[Message]) {
-        let waits = self.file.is_none();
-        let mut rest = messages;
-        while let Some(first) = rest.first() {
-            let same = rest.iter().take_while(|m| m.from == first.from).count();
-            let (batch, others) = rest.split_at(same);
-            rest = others;
-            let client = self.incoming[first.from].as_mut().unwrap();
-            if waits && !self.outgoing.is_empty() {
-                let to = self.next % self.outgoing.len();
-                self.outgoing[to].owed.extend(batch.iter().map(|m| (m.from, m.by_data)));
-            } else {
+        let waits = self.file.is_none() && self.host.is_there();
+        for batch in messages.chunk_by(|one, other| one.from == other.from) {
+            let from = batch[0].from;
+            let client = self.incoming[from].as_mut().unwrap();
+            if !waits {
                 batch.iter().for_each(|message| client.reply(message.by_data));
             }
-            if self.outgoing.is_empty() {
-                continue;
+            if self.host.is_there() {
+                self.host.send(batch, &client.read, waits.then_some(from), &self.epoll);
             }
-            let to = self.next % self.outgoing.len();
-            self.next += 1;
-            if !waits {
-                self.outgoing[to].owed.extend(batch.iter().map(|m| (usize::MAX, m.by_data)));
-            }
-            let client = self.incoming[first.from].as_ref().unwrap();
-            self.outgoing[to].send(batch, &client.read, &self.epoll, to);
         }
     }
 
-    /// Replies of the host, or room for what is to be sent to it.
-    fn hear(&mut self, from: usize, flags: EventFlags) {
-        let host = &mut self.outgoing[from];
-        if flags.contains(EventFlags::OUT) {
-            host.flush(&self.epoll, from);
-        }
-        let mut replies = [0; 64 * 1024];
-        let count = match host.stream.read(&mut replies) {
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => panic!("{error}"),
-        };
-        host.lines += memchr_iter(b'\n', &replies[..count]).count();
-        while host.lines >= 3 {
-            host.lines -= 3;
-            let (to, by_data) = host.owed.pop_front().unwrap();
-            if let Some(Some(client)) = self.incoming.get_mut(to) {
+    fn hear(&mut self, name: usize, flags: EventFlags) {
+        let incoming = &mut self.incoming;
+        self.host.hear(name, flags, &self.epoll, |to, by_data| {
+            if let Some(Some(client)) = incoming.get_mut(to) {
                 client.reply(by_data);
             }
-        }
+        });
     }
 
     /// Sends what is to be said to clients; true when the last one is gone.
@@ -310,8 +272,7 @@ impl Relay {
                 client.out.clear();
             }
         }
-        let owed = self.outgoing.iter().any(|host| !host.owed.is_empty());
-        self.open == 0 && !self.incoming.is_empty() && !owed
+        self.open == 0 && !self.incoming.is_empty() && !self.host.owes()
     }
 }
 
@@ -407,71 +368,6 @@ impl Incoming {
     }
 }
 
-impl Outgoing {
-    /// Sends messages of one buffer, in the same order, each by BDAT.
-    fn send(&mut self, batch: &[Message], read: &[u8], epoll: &rustix::fd::OwnedFd, name: usize) {
-        let heads: Vec<String> =
-            batch.iter().map(|m| format!("BDAT {} LAST\r\n", m.body.1 - m.body.0)).collect();
-        let mut slices = Vec::with_capacity(3 * batch.len());
-        for (message, head) in batch.iter().zip(&heads) {
-            let (envelope, body) = (message.envelope, message.body);
-            slices.push(IoSlice::new(&read[envelope.0..envelope.1]));
-            if message.by_data {
-                slices.push(IoSlice::new(head.as_bytes()));
-            }
-            slices.push(IoSlice::new(&read[body.0..body.1]));
-        }
-        if self.pending.is_empty() {
-            let mut slices = &mut slices[..];
-            while !slices.is_empty() {
-                let most = slices.len().min(PIECES_MAX);
-                match self.stream.write_vectored(&slices[..most]) {
-                    Ok(written) => IoSlice::advance_slices(&mut slices, written),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => panic!("{error}"),
-                }
-            }
-            slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
-            if !self.pending.is_empty() {
-                self.watch(epoll, name, EventFlags::IN | EventFlags::OUT);
-            }
-        } else {
-            slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
-        }
-    }
-
-    fn flush(&mut self, epoll: &rustix::fd::OwnedFd, name: usize) {
-        match self.stream.write(&self.pending) {
-            Ok(written) => drop(self.pending.drain(..written)),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(error) => panic!("{error}"),
-        }
-        if self.pending.is_empty() {
-            self.watch(epoll, name, EventFlags::IN);
-        }
-    }
-
-    fn watch(&self, epoll: &rustix::fd::OwnedFd, name: usize, flags: EventFlags) {
-        let name = EventData::new_u64(TO_HOST | name as u64);
-        epoll::modify(epoll, &self.stream, name, flags).unwrap();
-    }
-}
-
-/// A connection past EHLO.
-fn greeted(to: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(to).unwrap();
-    stream.set_nodelay(true).unwrap();
-    let mut line = String::new();
-    let mut reader = io::BufReader::new(stream.try_clone().unwrap());
-    io::BufRead::read_line(&mut reader, &mut line).unwrap();
-    stream.write_all(b"EHLO bare\r\n").unwrap();
-    while line.as_bytes().get(3) != Some(&b' ') || !line.starts_with("250") {
-        line.clear();
-        io::BufRead::read_line(&mut reader, &mut line).unwrap();
-    }
-    stream
-}
-
 /// A file whose blocks are all there, so that a sync has nothing to enter into a journal.
 fn written_before(folder: &Path) -> File {
     let mut options = File::options();
@@ -483,99 +379,4 @@ fn written_before(folder: &Path) -> File {
     }
     file.sync_all().unwrap();
     file
-}
-
-/// What a minimal client did.
-pub struct Sent {
-    pub seconds: f64,
-    pub cpu: Duration,
-}
-
-/// Sends `messages` of `octets` each over `sessions`, trains of `window` by BDAT, or by DATA one
-/// per round trip with a window of 1.
-pub fn send(to: SocketAddr, messages: u64, octets: usize, sessions: usize, window: usize) -> Sent {
-    let run = move || {
-        let (before, start) = (common::thread_cpu(), Instant::now());
-        Client::new(to, octets, sessions, window).run(messages);
-        Sent { seconds: start.elapsed().as_secs_f64(), cpu: common::thread_cpu() - before }
-    };
-    let thread = std::thread::Builder::new().name("bare-client".to_owned()).spawn(run);
-    thread.unwrap().join().unwrap()
-}
-
-struct Client {
-    epoll: rustix::fd::OwnedFd,
-    sessions: Vec<(TcpStream, usize)>,
-    /// What one round trip sends, and the lines that it brings back.
-    batch: Vec<u8>,
-    lines: usize,
-    window: u64,
-}
-
-impl Client {
-    fn new(to: SocketAddr, octets: usize, sessions: usize, window: usize) -> Self {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        let envelope = "MAIL FROM:<sender@source.test>\r\nRCPT TO:<recipient@sink.test>\r\n";
-        let text = format!("Subject: bare\r\n\r\n{}\r\n", "x".repeat(octets - 19));
-        let (batch, lines) = if window > 1 {
-            let one = format!("{envelope}BDAT {} LAST\r\n{text}", text.len());
-            (one.repeat(window), 3 * window)
-        } else {
-            (format!("{text}.\r\n{envelope}DATA\r\n"), 4)
-        };
-        let sessions: Vec<_> = (0..sessions)
-            .map(|n| {
-                let stream = greeted(to);
-                let name = EventData::new_u64(n as u64);
-                epoll::add(&epoll, &stream, name, EventFlags::IN).unwrap();
-                (stream, 0)
-            })
-            .collect();
-        for (stream, lines) in sessions.iter().filter(|_| window == 1) {
-            (&*stream).write_all(format!("{envelope}DATA\r\n").as_bytes()).unwrap();
-            assert_eq!(*lines, 0);
-        }
-        Self { epoll, sessions, batch: batch.into_bytes(), lines, window: window as u64 }
-    }
-
-    /// A write may block: the server reads whatever comes, and the replies to one batch fit.
-    fn run(&mut self, messages: u64) {
-        let (mut left, mut owed) = (messages, 0);
-        if self.window > 1 {
-            for at in 0..self.sessions.len() {
-                owed += self.next(at, &mut left);
-            }
-        } else {
-            // The replies to the first envelope come first.
-            self.sessions.iter_mut().for_each(|(_, lines)| *lines = 1);
-            owed = self.sessions.len();
-        }
-        let mut events = Vec::with_capacity(1024);
-        let mut replies = vec![0; 64 * 1024];
-        while owed > 0 {
-            epoll::wait(&self.epoll, spare_capacity(&mut events), None).unwrap();
-            for event in events.drain(..) {
-                let at = event.data.u64() as usize;
-                let (stream, lines) = &mut self.sessions[at];
-                let count = stream.read(&mut replies).unwrap();
-                assert!(count > 0, "the server left");
-                *lines += memchr_iter(b'\n', &replies[..count]).count();
-                if *lines >= self.lines {
-                    *lines -= self.lines;
-                    owed -= 1;
-                    owed += self.next(at, &mut left);
-                }
-            }
-        }
-    }
-
-    /// Sends one more batch, if any is left: how many that were.
-    fn next(&mut self, at: usize, left: &mut u64) -> usize {
-        if *left == 0 {
-            return 0;
-        }
-        *left = left.saturating_sub(self.window);
-        self.sessions[at].0.write_all(&self.batch).unwrap();
-        1
-    }
 }

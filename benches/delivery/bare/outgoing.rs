@@ -1,0 +1,228 @@
+//! The relay's side to its host: trains by BDAT over a few connections.
+//!
+//! Owns: the connections, each of which carries as many messages as it may and is then replaced, as
+//! an engine's are. Never: a look at what a reply says, but for the end of the one to EHLO.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use memchr::memchr_iter;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::OwnedFd;
+
+use super::{Message, PIECES_MAX, TO_HOST};
+
+/// Where messages go, and how.
+#[derive(Clone, Copy)]
+pub struct Route {
+    pub to: SocketAddr,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Messages that one carries.
+    pub per_connection: u64,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Greeting,
+    Ehlo,
+    Ready,
+    /// It has carried what it may, and QUIT went with that.
+    Spent,
+}
+
+struct Outgoing {
+    stream: TcpStream,
+    stage: Stage,
+    /// What waits for the dialogue's beginning, or for room in the socket.
+    pending: Vec<u8>,
+    /// Whose messages are not answered yet.
+    owed: VecDeque<(usize, bool)>,
+    lines: usize,
+    /// Messages that it has left to carry.
+    left: u64,
+}
+
+/// The host, as the relay knows it.
+pub(super) struct Host {
+    route: Option<Route>,
+    /// By the name of their events; those that are gone leave their place to the next.
+    all: Vec<Option<Outgoing>>,
+    /// Those that take messages.
+    turns: VecDeque<usize>,
+}
+
+impl Host {
+    pub fn new(route: Option<Route>, epoll: &OwnedFd) -> Self {
+        let mut host = Self { route, all: Vec::new(), turns: VecDeque::new() };
+        let Some(route) = route else { return host };
+        for n in 0..route.connections as u64 {
+            // They are spent one after the other, and not all at once.
+            let left = (route.per_connection * (n + 1)).div_ceil(route.connections as u64);
+            let name = host.open(left, epoll);
+            host.turns.push_back(name);
+        }
+        host
+    }
+
+    /// Is there a host at all?
+    pub fn is_there(&self) -> bool {
+        self.route.is_some()
+    }
+
+    /// Does it owe a reply?
+    pub fn owes(&self) -> bool {
+        self.all.iter().flatten().any(|one| !one.owed.is_empty())
+    }
+
+    fn open(&mut self, left: u64, epoll: &OwnedFd) -> usize {
+        let route = self.route.unwrap();
+        let stream = TcpStream::connect(route.to).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let free = self.all.iter().position(Option::is_none);
+        let name = free.unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
+        let data = EventData::new_u64(TO_HOST | name as u64);
+        epoll::add(epoll, &stream, data, EventFlags::IN).unwrap();
+        self.all[name] = Some(Outgoing {
+            stream,
+            stage: Stage::Greeting,
+            pending: Vec::new(),
+            owed: VecDeque::new(),
+            lines: 0,
+            left,
+        });
+        name
+    }
+
+    /// Sends messages of one buffer over the connection whose turn it is, in the same order, each
+    /// by BDAT. `owed` is who waits for the replies.
+    pub fn send(&mut self, batch: &[Message], read: &[u8], owed: Option<usize>, epoll: &OwnedFd) {
+        let is_ready =
+            |name: &usize| self.all[*name].as_ref().is_some_and(|one| one.stage == Stage::Ready);
+        let turn = self.turns.iter().position(is_ready).unwrap_or(0);
+        let name = self.turns.remove(turn).unwrap();
+        let one = self.all[name].as_mut().unwrap();
+        one.owed.extend(batch.iter().map(|m| (owed.unwrap_or(usize::MAX), m.by_data)));
+        one.left = one.left.saturating_sub(batch.len() as u64);
+        one.send(batch, read, epoll, name);
+        let next = match one.left {
+            0 => self.open(self.route.unwrap().per_connection, epoll),
+            _ => name,
+        };
+        self.turns.push_back(next);
+    }
+
+    /// What an event of the connection with this name brings: each message that was answered is
+    /// told of, with who waits for it.
+    pub fn hear(
+        &mut self,
+        name: usize,
+        flags: EventFlags,
+        epoll: &OwnedFd,
+        mut answered: impl FnMut(usize, bool),
+    ) {
+        let Some(one) = &mut self.all[name] else { return };
+        if flags.contains(EventFlags::OUT) {
+            one.flush(epoll, name);
+        }
+        let mut replies = [0; 64 * 1024];
+        match one.stream.read(&mut replies) {
+            Ok(0) => {
+                assert!(one.stage == Stage::Spent && one.owed.is_empty(), "the host left");
+                self.all[name] = None;
+            }
+            Ok(count) => {
+                let behind = one.begin(&replies[..count], epoll, name);
+                one.lines += memchr_iter(b'\n', behind).count();
+                while one.lines >= 3
+                    && let Some((to, by_data)) = one.owed.pop_front()
+                {
+                    one.lines -= 3;
+                    answered(to, by_data);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Greeting and EHLO, whose lines come in one read; gives what is behind them.
+    fn begin<'a>(&mut self, replies: &'a [u8], epoll: &OwnedFd, name: usize) -> &'a [u8] {
+        match self.stage {
+            Stage::Greeting => {
+                assert!(replies.ends_with(b"\r\n"), "a greeting in parts");
+                self.stream.write_all(b"EHLO bare\r\n").unwrap();
+                self.stage = Stage::Ehlo;
+                &[]
+            }
+            Stage::Ehlo => {
+                assert!(replies.ends_with(b"\r\n"), "a reply to EHLO in parts");
+                self.stage = if self.left > 0 { Stage::Ready } else { Stage::Spent };
+                if !self.pending.is_empty() {
+                    self.flush(epoll, name);
+                }
+                &[]
+            }
+            Stage::Ready | Stage::Spent => replies,
+        }
+    }
+
+    fn send(&mut self, batch: &[Message], read: &[u8], epoll: &OwnedFd, name: usize) {
+        let heads: Vec<String> =
+            batch.iter().map(|m| format!("BDAT {} LAST\r\n", m.body.1 - m.body.0)).collect();
+        let mut slices = Vec::with_capacity(3 * batch.len() + 1);
+        for (message, head) in batch.iter().zip(&heads) {
+            let (envelope, body) = (message.envelope, message.body);
+            slices.push(IoSlice::new(&read[envelope.0..envelope.1]));
+            if message.by_data {
+                slices.push(IoSlice::new(head.as_bytes()));
+            }
+            slices.push(IoSlice::new(&read[body.0..body.1]));
+        }
+        let is_ready = self.stage == Stage::Ready;
+        if self.left == 0 {
+            slices.push(IoSlice::new(b"QUIT\r\n"));
+            self.stage = if is_ready { Stage::Spent } else { self.stage };
+        }
+        if !is_ready || !self.pending.is_empty() {
+            slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
+            return;
+        }
+        let mut slices = &mut slices[..];
+        while !slices.is_empty() {
+            let most = slices.len().min(PIECES_MAX);
+            match self.stream.write_vectored(&slices[..most]) {
+                Ok(written) => IoSlice::advance_slices(&mut slices, written),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
+        if !self.pending.is_empty() {
+            self.watch(epoll, name, EventFlags::IN | EventFlags::OUT);
+        }
+    }
+
+    fn flush(&mut self, epoll: &OwnedFd, name: usize) {
+        match self.stream.write(&self.pending) {
+            Ok(written) => drop(self.pending.drain(..written)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => panic!("{error}"),
+        }
+        let room = if self.pending.is_empty() { EventFlags::empty() } else { EventFlags::OUT };
+        self.watch(epoll, name, EventFlags::IN | room);
+    }
+
+    fn watch(&self, epoll: &OwnedFd, name: usize, flags: EventFlags) {
+        let name = EventData::new_u64(TO_HOST | name as u64);
+        epoll::modify(epoll, &self.stream, name, flags).unwrap();
+    }
+}
