@@ -168,8 +168,16 @@ impl Permits {
     /// Permits in use.
     #[must_use]
     pub fn taken(&self) -> u32 {
-        // Relaxed: for people and metrics.
+        // Relaxed: for people and metrics, and for a guess.
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Are so few taken that one more than needed, for a moment, is missed by nobody? Where many
+    /// hosts share few permits it would be taken from another lane, which gives its own back and
+    /// waits.
+    #[must_use]
+    pub fn are_plenty(&self) -> bool {
+        self.taken() < self.limit() / 4
     }
 
     /// Most permits in use at a time.

@@ -485,3 +485,18 @@ fn a_probe_that_could_not_be_made_is_due_again_with_the_same_back_off() {
     host.probe_put_off(second, Mono(9000));
     assert_eq!(host.status(Mono(4000)), Status::Up);
 }
+
+#[test]
+fn permits_are_plenty_while_fewer_than_a_quarter_are_taken() {
+    for (limit, most) in [(0, 0), (3, 0), (4, 1), (40, 10), (500, 125)] {
+        let permits = Permits::new(limit);
+        let mut taken = Vec::new();
+        while permits.are_plenty() {
+            taken.push(permits.try_acquire().unwrap());
+        }
+        assert_eq!(taken.len(), most, "of {limit}");
+        for permit in taken {
+            assert!(permits.release(permit).is_none(), "nobody waits");
+        }
+    }
+}

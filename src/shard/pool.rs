@@ -144,12 +144,6 @@ pub(super) enum Cause {
     Probe(Probe),
 }
 
-/// A replacement has a permit beside that of the spent connection. Where many hosts share few
-/// permits, these would be taken from other lanes, which give theirs back and wait.
-fn are_plenty(permits: &Permits) -> bool {
-    permits.taken() < permits.limit() / 4
-}
-
 /// The permits of one connection.
 pub(super) struct Held {
     process: Permit,
@@ -231,7 +225,8 @@ impl Shard {
             window_deliveries: if strict { 0 } else { served.windows.get() },
             growing: served.growing.get(),
             replacing: served.replacing.get(),
-            vacant: if are_plenty(&destination.permits) { served.vacant.get() } else { 0 },
+            // A replacement has a permit beside that of the spent connection.
+            vacant: if destination.permits.are_plenty() { served.vacant.get() } else { 0 },
             connections: served.connections(),
             answers: served.answers.get(),
             connections_max: destination.controls.connections_max as usize,
