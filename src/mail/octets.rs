@@ -263,33 +263,36 @@ impl Octets {
     /// When they do not: see [`Octets::cut`].
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> &[u8] {
-        if let Some(own) = self.own.get(range.clone()) {
-            return own;
+        let together = self.together(range.start).get(..range.len());
+        together.unwrap_or_else(|| panic!("no octets lie together at {range:?}"))
+    }
+
+    /// The octets from `from` on, as far as they lie together.
+    #[must_use]
+    pub fn together(&self, from: usize) -> &[u8] {
+        if from < self.own.len() {
+            return &self.own[from..];
         }
-        let mut end = self.own.len();
-        for run in self.runs.iter().map(Run::octets) {
-            let start = end;
-            end += run.len();
-            if (start..end).contains(&range.start) {
-                return &run[range.start - start..range.end - start];
+        let mut from = from - self.own.len();
+        for run in &self.runs {
+            if from < run.range.len() {
+                return &run.octets()[from..];
             }
+            from -= run.range.len();
         }
-        assert!(range.start == range.end, "no octets lie together at {range:?}");
         &[]
     }
 
     /// All octets behind the first `from`, copied only if they do not lie together.
     #[must_use]
     pub fn behind(&self, from: usize) -> Cow<'_, [u8]> {
-        let mut parts = self.cut(from..self.len());
-        match (parts.next(), parts.next()) {
-            (None, _) => Cow::Borrowed(&[]),
-            (Some(only), None) => Cow::Borrowed(self.slice(only)),
-            (Some(first), Some(second)) => {
-                let rest = [first, second].into_iter().chain(parts);
-                Cow::Owned(rest.flat_map(|part| self.slice(part)).copied().collect())
-            }
+        let together = self.together(from);
+        let end = from + together.len();
+        if end >= self.len() {
+            return Cow::Borrowed(together);
         }
+        let rest = self.cut(end..self.len()).flat_map(|part| self.slice(part));
+        Cow::Owned(together.iter().chain(rest).copied().collect())
     }
 
     /// Do they end with `end`?

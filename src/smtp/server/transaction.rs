@@ -77,8 +77,7 @@ impl Transaction {
 
     /// The message as the client sent it, up to where it does not lie together any more.
     fn front(&self) -> &[u8] {
-        let first = self.data.cut(self.received_octets..self.data.len()).next();
-        first.map_or(&[], |first| self.data.slice(first))
+        self.data.together(self.received_octets)
     }
 
     /// Takes message octets; gives how many, and whether the final dot was among them.
