@@ -20,7 +20,7 @@ use super::pool::Served;
 use super::{Shard, Stopping};
 use crate::mail::{Dcid, Failure, Handle, Mid, Recipient, RecipientOutcome, Rid, Wall};
 use crate::queue::{Brief, Queue, State, Summary};
-use crate::route::{Choice, Host, HostSet};
+use crate::route::{Choice, Host, HostSet, Pick};
 use crate::schedule::settings::BounceProfile;
 use crate::schedule::{DestinationId, Sign, retry};
 
@@ -108,21 +108,21 @@ impl Shard {
                     Way::Nowhere => return self.defer(delivery, no_route(), Dcid(0)),
                 };
                 let now = self.now().mono;
-                let fill = |pick: crate::route::Pick<'_>| self.lane_fill(&destination, pick);
+                let fill = |pick: Pick<'_>| self.lane_fill(&destination, pick);
                 match plan.choose(now, &delivery.tried, fill) {
                     // connect: into the lane of that host, where a session takes it.
                     Choice::Turn(pick) => {
                         pick.host.count_turn(self.id);
                         delivery.host = pick.index;
-                        self.enter_lane(delivery, pick.host, false);
+                        self.enter_lane(delivery, pick, false);
                     }
                     Choice::Wait(pick) => {
                         pick.host.count_turn(self.id);
                         delivery.host = pick.index;
-                        self.enter_lane(delivery, pick.host, true);
+                        self.enter_lane(delivery, pick, true);
                     }
                     Choice::Probe(pick) => {
-                        self.probe(&destination, pick.host);
+                        self.probe(&destination, pick);
                         self.no_host_is_up(delivery);
                     }
                     Choice::AllDown { until: _ } => self.no_host_is_up(delivery),
@@ -267,8 +267,8 @@ impl Shard {
 
     /// Puts a delivery into the lane of the host whose turn it took. `bound`: the lane is full
     /// and the turn must not be lost; the destination then feeds no more until there is room.
-    pub(super) fn enter_lane(self: &Rc<Self>, delivery: Delivery, host: &Arc<Host>, bound: bool) {
-        let served = self.lane(&delivery.destination, host);
+    pub(super) fn enter_lane(self: &Rc<Self>, delivery: Delivery, pick: Pick<'_>, bound: bool) {
+        let served = self.lane(&delivery.destination, pick);
         let id = self.id_of(delivery.handle);
         self.hold_back_no_more(delivery.handle, &served);
         let mut lane = served.lane.borrow_mut();

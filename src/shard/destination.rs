@@ -4,11 +4,13 @@
 //! configuration has changed. Never: run-time state of its own: plan, permits and gate point to
 //! what all shards share.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use super::Shard;
+use super::pool::Served;
 use crate::config::Snapshot;
 use crate::mail::{Domain, Enhanced, Failure, Mono, Now};
 use crate::route::{Host, Permits, Plan, Target};
@@ -34,6 +36,9 @@ pub(super) struct Destination {
     pub(super) ehlo_name: Arc<str>,
     pub(super) gate: Arc<Gate>,
     pub(super) permits: Arc<Permits>,
+    /// Lanes of its hosts by their index in the plan, as far as they were looked for: what a lane
+    /// is found by takes longer to put together and to hash than all that is then asked of it.
+    pub(super) lanes: RefCell<Vec<Weak<Served>>>,
 }
 
 impl Destination {
@@ -132,6 +137,7 @@ impl Shard {
             gate: self.shared.gates.gate(domain, profile.initial_retry),
             permits: self.shared.permits_of(domain, controls.connections_max),
             controls,
+            lanes: RefCell::default(),
         }
     }
 

@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -152,8 +152,21 @@ pub(super) struct Held {
 }
 
 impl Shard {
-    /// The lane for a host, as `destination` has to use it.
-    pub(super) fn lane(&self, destination: &Destination, host: &Arc<Host>) -> Rc<Served> {
+    /// The lane for a host of a destination, as that has to use it.
+    pub(super) fn lane(&self, destination: &Destination, pick: Pick<'_>) -> Rc<Served> {
+        let known = destination.lanes.borrow().get(pick.index).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let served = self.find_lane(destination, pick.host);
+            let mut lanes = destination.lanes.borrow_mut();
+            if lanes.len() <= pick.index {
+                lanes.resize(pick.index + 1, Weak::new());
+            }
+            lanes[pick.index] = Rc::downgrade(&served);
+            served
+        })
+    }
+
+    fn find_lane(&self, destination: &Destination, host: &Arc<Host>) -> Rc<Served> {
         let key = PoolKey {
             address: host.address(),
             source: destination.source(),
@@ -188,7 +201,7 @@ impl Shard {
 
     /// How full the lane of a host is.
     pub(super) fn lane_fill(&self, destination: &Destination, pick: Pick<'_>) -> LaneFill {
-        let served = self.lane(destination, pick.host);
+        let served = self.lane(destination, pick);
         let lane = served.lane.borrow();
         if lane.is_full() {
             LaneFill::Full
@@ -248,16 +261,16 @@ impl Shard {
     }
 
     /// Probes a host that is down, when its time has come and permits are free.
-    pub(super) fn probe(self: &Rc<Self>, destination: &Rc<Destination>, host: &Arc<Host>) {
+    pub(super) fn probe(self: &Rc<Self>, destination: &Rc<Destination>, pick: Pick<'_>) {
         let now = self.now();
         let timeouts = self.config().timeouts;
         let lease = timeouts.connect + timeouts.greeting + timeouts.ehlo;
-        let served = self.lane(destination, host);
+        let served = self.lane(destination, pick);
         if self.is_paused(&served, now.mono) {
             return;
         }
         let Some(held) = self.permits_for(&served, destination, now) else { return };
-        match host.try_probe(now.mono, crate::mail::time::millis(lease)) {
+        match pick.host.try_probe(now.mono, crate::mail::time::millis(lease)) {
             Some(probe) => {
                 let cause = Cause::Probe(probe);
                 self.start_session(served, destination.clone(), New { held, cause });

@@ -165,9 +165,8 @@ impl Shard {
             if destination.gate.is_down() && !destination.has_no_host(now) {
                 destination.gate.host_up(now);
             }
-            let due: Vec<_> = plan.probes_due(now).map(|pick| pick.host.clone()).collect();
-            for host in due {
-                self.probe(&destination, &host);
+            for pick in plan.probes_due(now) {
+                self.probe(&destination, pick);
             }
         }
     }
