@@ -292,12 +292,13 @@ fn a_log_that_is_a_pipe_without_a_reader_stops_no_mail(io: &str) {
     let mut engine = engine(io, &peer);
     put_a_pipe_for_the_log(&engine);
     engine.signal("HUP");
-    std::thread::sleep(Duration::from_millis(200));
+    let dropped = || engine.metric("ringpost_log_lines_dropped_total");
+    engine.wait("the first lines of the new log to be dropped", || dropped() > 0.0);
+    let before = dropped();
     engine.send("a@a.test", &["b@b.test"]);
-    // The lines of the session are dropped before the mail is delivered.
     engine.wait_empty();
-    engine.wait("the dropped lines", || engine.metric("ringpost_log_lines_dropped_total") > 0.0);
     assert_eq!(peer.messages().len(), 1);
+    engine.wait("the lines of the mail to be dropped", || dropped() > before);
     engine.stop();
 }
 
