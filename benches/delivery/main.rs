@@ -79,6 +79,7 @@ struct Measured {
     bare: Bare,
     late: Latencies,
     calls: Option<f64>,
+    per_connection: u64,
 }
 
 fn main() {
@@ -212,7 +213,16 @@ fn measure(row: &Row, commit: &str, arguments: &Arguments) -> Measured {
         true => None,
         false => engine::system_calls(row, few, arguments, commit),
     };
-    Measured { row: row.clone(), commit: commit.to_owned(), cost, bare, late, calls }
+    let per_connection = engine::per_connection(arguments);
+    Measured {
+        row: row.clone(),
+        commit: commit.to_owned(),
+        cost,
+        bare,
+        late,
+        calls,
+        per_connection,
+    }
 }
 
 fn bare_relay(row: &Row, messages: u64, commit: &str, arguments: &Arguments) -> Bare {
@@ -323,6 +333,7 @@ impl Measured {
             "bare_syncs_per_message": self.bare.syncs_per_message(),
             "waits_per_message": self.waits(),
             "connections_out": self.cost.connections_out,
+            "bare_connections_out": self.bare.served.connections,
             "latency_at_half_rate_us": {
                 "p50": self.late.percentile_us(50.0),
                 "p99": self.late.percentile_us(99.0),
@@ -331,9 +342,11 @@ impl Measured {
         })
     }
 
-    /// What may be compared between commits: no figure of this machine alone.
+    /// What may be compared between commits: no figure of this machine alone. Of rows without
+    /// `messages_per_connection` the bare relay kept its connections, whatever the engine did.
     fn ratios(&self) -> Value {
         json!({
+            "messages_per_connection": self.per_connection,
             "cpu_to_bare": round(engine_us(&self.cost) / self.bare.per_message_us()),
             "rate_to_bare": round(self.cost.carried.rate() / self.bare.carried.rate()),
             "calls_per_message": self.calls.map(round),

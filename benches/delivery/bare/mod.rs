@@ -63,6 +63,8 @@ pub struct Server {
 pub struct Served {
     pub cpu: Duration,
     pub syncs: u64,
+    /// Connections to the host.
+    pub connections: u64,
 }
 
 impl Server {
@@ -76,7 +78,8 @@ impl Server {
         let run = move || {
             let before = common::thread_cpu();
             relay.run();
-            Served { cpu: common::thread_cpu() - before, syncs: relay.syncs }
+            let cpu = common::thread_cpu() - before;
+            Served { cpu, syncs: relay.syncs, connections: relay.host.opened }
         };
         let thread = std::thread::Builder::new().name("bare".to_owned()).spawn(run).unwrap();
         Self { address, thread }

@@ -13,11 +13,15 @@ use rustix::fd::OwnedFd;
 
 use super::{Message, PIECES_MAX, TO_HOST};
 
+/// Connections that are opened before they are needed: as many as are spent in one round.
+const SPARES: usize = 4;
+
 /// Where messages go, and how.
 #[derive(Clone, Copy)]
 pub struct Route {
     pub to: SocketAddr,
-    /// Connections at a time.
+    /// Connections that take messages, at a time. Beside them are those that come to take their
+    /// place, and those whose last replies and end are on their way.
     pub connections: usize,
     /// Messages that one carries.
     pub per_connection: u64,
@@ -43,6 +47,8 @@ struct Outgoing {
     lines: usize,
     /// Messages that it has left to carry.
     left: u64,
+    /// Its events tell of room in the socket too.
+    watches_room: bool,
 }
 
 /// The host, as the relay knows it.
@@ -52,17 +58,34 @@ pub(super) struct Host {
     all: Vec<Option<Outgoing>>,
     /// Those that take messages.
     turns: VecDeque<usize>,
+    /// Those that will, opened before they are needed: nothing is to wait for a greeting, or to be
+    /// copied meanwhile.
+    spares: VecDeque<usize>,
+    replies: Vec<u8>,
+    /// Connections that were opened.
+    pub opened: u64,
 }
 
 impl Host {
     pub fn new(route: Option<Route>, epoll: &OwnedFd) -> Self {
-        let mut host = Self { route, all: Vec::new(), turns: VecDeque::new() };
+        let mut host = Self {
+            route,
+            all: Vec::new(),
+            turns: VecDeque::new(),
+            spares: VecDeque::new(),
+            replies: vec![0; 64 * 1024],
+            opened: 0,
+        };
         let Some(route) = route else { return host };
         for n in 0..route.connections as u64 {
             // They are spent one after the other, and not all at once.
             let left = (route.per_connection * (n + 1)).div_ceil(route.connections as u64);
             let name = host.open(left, epoll);
             host.turns.push_back(name);
+        }
+        for _ in 0..SPARES {
+            let name = host.open(route.per_connection, epoll);
+            host.spares.push_back(name);
         }
         host
     }
@@ -78,6 +101,7 @@ impl Host {
     }
 
     fn open(&mut self, left: u64, epoll: &OwnedFd) -> usize {
+        self.opened += 1;
         let route = self.route.unwrap();
         let stream = TcpStream::connect(route.to).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -96,26 +120,38 @@ impl Host {
             owed: VecDeque::new(),
             lines: 0,
             left,
+            watches_room: false,
         });
         name
     }
 
     /// Sends messages of one buffer over the connection whose turn it is, in the same order, each
-    /// by BDAT. `owed` is who waits for the replies.
+    /// by BDAT; those that it may not carry any more go over the next. `owed` is who waits for the
+    /// replies.
     pub fn send(&mut self, batch: &[Message], read: &[u8], owed: Option<usize>, epoll: &OwnedFd) {
-        let is_ready =
-            |name: &usize| self.all[*name].as_ref().is_some_and(|one| one.stage == Stage::Ready);
-        let turn = self.turns.iter().position(is_ready).unwrap_or(0);
-        let name = self.turns.remove(turn).unwrap();
-        let one = self.all[name].as_mut().unwrap();
-        one.owed.extend(batch.iter().map(|m| (owed.unwrap_or(usize::MAX), m.by_data)));
-        one.left = one.left.saturating_sub(batch.len() as u64);
-        one.send(batch, read, epoll, name);
-        let next = match one.left {
-            0 => self.open(self.route.unwrap().per_connection, epoll),
-            _ => name,
-        };
-        self.turns.push_back(next);
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let is_ready = |name: &usize| {
+                self.all[*name].as_ref().is_some_and(|one| one.stage == Stage::Ready)
+            };
+            let turn = self.turns.iter().position(is_ready).unwrap_or(0);
+            let spare = self.spares.iter().position(is_ready).unwrap_or(0);
+            let name = self.turns.remove(turn).unwrap();
+            let one = self.all[name].as_mut().unwrap();
+            let most = usize::try_from(one.left).unwrap_or(usize::MAX);
+            let (now, later) = rest.split_at(rest.len().min(most));
+            rest = later;
+            one.owed.extend(now.iter().map(|m| (owed.unwrap_or(usize::MAX), m.by_data)));
+            one.left -= now.len() as u64;
+            one.send(now, read, epoll, name);
+            if one.left > 0 {
+                self.turns.push_back(name);
+                continue;
+            }
+            self.turns.push_back(self.spares.remove(spare).unwrap());
+            let name = self.open(self.route.unwrap().per_connection, epoll);
+            self.spares.push_back(name);
+        }
     }
 
     /// What an event of the connection with this name brings: each message that was answered is
@@ -131,14 +167,13 @@ impl Host {
         if flags.contains(EventFlags::OUT) {
             one.flush(epoll, name);
         }
-        let mut replies = [0; 64 * 1024];
-        match one.stream.read(&mut replies) {
+        match one.stream.read(&mut self.replies) {
             Ok(0) => {
                 assert!(one.stage == Stage::Spent && one.owed.is_empty(), "the host left");
                 self.all[name] = None;
             }
             Ok(count) => {
-                let behind = one.begin(&replies[..count], epoll, name);
+                let behind = one.begin(&self.replies[..count], epoll, name);
                 one.lines += memchr_iter(b'\n', behind).count();
                 while one.lines >= 3
                     && let Some((to, by_data)) = one.owed.pop_front()
@@ -206,9 +241,7 @@ impl Outgoing {
             }
         }
         slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
-        if !self.pending.is_empty() {
-            self.watch(epoll, name, EventFlags::IN | EventFlags::OUT);
-        }
+        self.watch(epoll, name);
     }
 
     fn flush(&mut self, epoll: &OwnedFd, name: usize) {
@@ -217,12 +250,16 @@ impl Outgoing {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => panic!("{error}"),
         }
-        let room = if self.pending.is_empty() { EventFlags::empty() } else { EventFlags::OUT };
-        self.watch(epoll, name, EventFlags::IN | room);
+        self.watch(epoll, name);
     }
 
-    fn watch(&self, epoll: &OwnedFd, name: usize, flags: EventFlags) {
-        let name = EventData::new_u64(TO_HOST | name as u64);
-        epoll::modify(epoll, &self.stream, name, flags).unwrap();
+    /// Room in the socket is told of while something waits for it.
+    fn watch(&mut self, epoll: &OwnedFd, name: usize) {
+        let wants_room = !self.pending.is_empty();
+        if std::mem::replace(&mut self.watches_room, wants_room) != wants_room {
+            let room = if wants_room { EventFlags::OUT } else { EventFlags::empty() };
+            let name = EventData::new_u64(TO_HOST | name as u64);
+            epoll::modify(epoll, &self.stream, name, EventFlags::IN | room).unwrap();
+        }
     }
 }
