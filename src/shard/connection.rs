@@ -438,10 +438,14 @@ mod tests {
     fn a_refused_connection_and_a_shut_down_one_are_errors() {
         for backend in io::backends() {
             io::run(backend, async {
-                let bound = BoundListener::bind("127.0.0.1:0".parse().unwrap(), 16, 0).unwrap();
-                let gone = bound.local_addr().unwrap();
-                drop(bound);
-                let refused = match Socket::to(backend, gone, None, 0) {
+                // Bound and not listening: nobody else gets the port meanwhile.
+                let bound =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                        .unwrap();
+                let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+                bound.bind(&any.into()).unwrap();
+                let deaf = bound.local_addr().unwrap().as_socket().unwrap();
+                let refused = match Socket::to(backend, deaf, None, 0) {
                     Ok(connecting) => connecting.stands().await.err(),
                     Err(error) => Some(error),
                 };
