@@ -2,7 +2,7 @@
 //!
 //! Owns: [`Destination`], made when the first mail for a domain is fed and made anew when the
 //! configuration has changed. Never: run-time state of its own: plan, permits and gate point to
-//! what all shards share.
+//! what all shards share, lanes to those of the shard's pool.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
