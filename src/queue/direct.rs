@@ -10,13 +10,14 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, OFlags, StatxFlags};
 
 use crate::limits::{BLOCK, BLOCK_OCTETS};
 
 /// Another description of an open file, to write past the page cache, where its file system says
-/// (statx(2), since Linux 6.1) that it takes whole blocks so. `None`: it does not, or the system
-/// has no description to give. Nothing is read from the disk for that.
+/// (statx(2), since Linux 6.1) that it takes whole blocks so; opened for appending as the file is.
+/// `None`: it does not, or the system has no description to give. Nothing is read from the disk
+/// for that.
 #[must_use]
 pub fn open_direct(file: &(impl AsFd + AsRawFd)) -> Option<File> {
     let known = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
@@ -24,9 +25,11 @@ pub fn open_direct(file: &(impl AsFd + AsRawFd)) -> Option<File> {
     if !fits(known.stx_dio_mem_align) || !fits(known.stx_dio_offset_align) {
         return None;
     }
+    let is_appended_to = rustix::fs::fcntl_getfl(file).ok()?.contains(OFlags::APPEND);
     // By its number: the file may have lost its name.
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(name).ok()
+    let mut options = OpenOptions::new();
+    options.write(true).append(is_appended_to).custom_flags(libc::O_DIRECT).open(name).ok()
 }
 
 /// Fills `buffer`, which is empty, up to the first whole block of its memory: octets that are not

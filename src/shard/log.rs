@@ -3,16 +3,17 @@
 //! Owns: the open file, and reopening it. Never: the lines (`telemetry`). A log disk that is full
 //! or fails never stops mail: what could not be written is counted, and the count is logged.
 //!
-//! Each shard has its own descriptor, opened for appending; a batch is written with one call, so
-//! that lines of two shards do not mix, and all lines of one message come from one shard.
+//! Each shard has its own descriptor, opened for appending, and appends whole lines in its turn
+//! ([`LogFile`]), so that lines of two shards do not mix; all lines of one message come from one
+//! shard.
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shard;
-use super::io::{self, File, Gather, Piece};
+use super::io;
+use super::log_file::LogFile;
 use crate::telemetry::settings::LogTarget;
 
 /// Lines wait for the writer at most this long.
@@ -27,7 +28,7 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// The log's file, if it could be opened.
 pub(super) struct OpenLog {
-    file: Option<File>,
+    file: Option<LogFile>,
     /// The order to open it that this follows.
     generation: u64,
 }
@@ -57,28 +58,24 @@ impl Shard {
     }
 
     /// Writes what has collected.
-    pub(super) async fn flush_log(&self, file: Option<&File>) {
+    pub(super) async fn flush_log(&self, file: Option<&LogFile>) {
         let lines = self.mail_log.borrow_mut().take();
         if lines.is_empty() {
             return;
         }
         self.log_under_way.set(true);
-        let lines = Arc::new(lines);
-        let written = match file {
-            Some(file) => {
-                let all = Piece::Commands(lines.clone(), 0..lines.len());
-                file.append(Gather::new(vec![all])).await.is_ok()
+        let (lines, lost) = match file {
+            Some(file) => file.append(lines, &self.shared.log_turn).await,
+            None if self.log_is_off() => (lines, 0),
+            None => {
+                let lost = memchr::memchr_iter(b'\n', &lines).count() as u64;
+                (lines, lost)
             }
-            None => self.log_is_off(),
         };
         self.log_under_way.set(false);
         let mut log = self.mail_log.borrow_mut();
-        if !written {
-            log.lost(memchr::memchr_iter(b'\n', &lines).count() as u64);
-        }
-        if let Ok(lines) = Arc::try_unwrap(lines) {
-            log.recycle(lines);
-        }
+        log.lost(lost);
+        log.recycle(lines);
         self.counters().log_lines_dropped.set(log.dropped_total());
     }
 
@@ -114,13 +111,13 @@ impl Shard {
         OpenLog { file, generation }
     }
 
-    fn open_log(&self) -> Option<File> {
+    fn open_log(&self) -> Option<LogFile> {
         let opened = match &self.config().log.target {
             LogTarget::Off => return None,
             LogTarget::Stdout => self.files.stdout(),
             LogTarget::File(path) => self.files.open_append(path),
         };
-        opened.ok()
+        opened.ok().map(LogFile::new)
     }
 
     fn log_is_off(&self) -> bool {

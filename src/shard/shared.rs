@@ -79,6 +79,8 @@ pub struct Shared {
     warned: [AtomicU64; Shortage::ALL.len()],
     stopping: AtomicU8,
     log_generation: AtomicU64,
+    /// Whose turn it is to append to the log.
+    pub(super) log_turn: tokio::sync::Mutex<()>,
     /// The configuration that each shard works under.
     epochs: Vec<AtomicU64>,
 }
@@ -103,6 +105,7 @@ impl Shared {
             // Relaxed and acquire/release below: a flag that shards look at when they are rung.
             stopping: AtomicU8::new(0),
             log_generation: AtomicU64::new(0),
+            log_turn: tokio::sync::Mutex::default(),
             epochs: (0..shards).map(|_| AtomicU64::new(1)).collect(),
             config,
         }

@@ -208,7 +208,7 @@ impl File {
     pub async fn write_direct_at(&self, gather: Gather, offset: u64) -> io::Result<()> {
         if gather.is_whole_blocks()
             && offset.is_multiple_of(BLOCK_OCTETS)
-            && let Some(direct) = self.direct.get_or_init(|| self.kind.opened_direct())
+            && let Some(direct) = self.direct()
         {
             return ring::write_at(direct, gather, Some(offset)).await;
         }
@@ -221,6 +221,44 @@ impl File {
     /// As writev(2); a part may be written then.
     pub async fn append(&self, gather: Gather) -> io::Result<()> {
         self.kind.write(gather, None).await
+    }
+
+    /// Writes all of `gather` at the end of a file opened for appending, past the page cache.
+    ///
+    /// # Errors
+    /// As writev(2); a part may be written then. `InvalidInput` where the file is not appended to
+    /// or takes no such writes, where `gather` is not one piece of whole blocks, and, from the
+    /// kernel, where the file does not end with a whole block: nothing is written then.
+    pub async fn append_direct(&self, gather: Gather) -> io::Result<()> {
+        if let Some(direct) = self.direct()
+            && gather.is_whole_blocks()
+            && rustix::fs::fcntl_getfl(&**direct)?.contains(rustix::fs::OFlags::APPEND)
+        {
+            return ring::write_at(direct, gather, None).await;
+        }
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Does the ring write it? Otherwise a helper thread does.
+    #[must_use]
+    pub fn is_in_ring(&self) -> bool {
+        matches!(self.kind, FileKind::Ring(..))
+    }
+
+    /// How many octets it has now.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn octets(&self) -> io::Result<u64> {
+        let stat = match &self.kind {
+            FileKind::Ring(fd, _) => rustix::fs::fstat(&**fd),
+            FileKind::Helped(_, file) => rustix::fs::fstat(&**file),
+        };
+        Ok(u64::try_from(stat?.st_size).unwrap_or(0))
+    }
+
+    fn direct(&self) -> Option<&ring::SharedFd> {
+        self.direct.get_or_init(|| self.kind.opened_direct()).as_ref()
     }
 
     /// Reads `octets` from `offset`.
