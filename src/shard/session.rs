@@ -403,6 +403,9 @@ impl<'a> Dialogue<'a> {
 
     /// Takes deliveries from the lane while the session has room for them.
     async fn take_work(&mut self) {
+        let coming = self.session.capacity().min(self.served.backlog());
+        self.session.reserve(coming);
+        self.under_way.reserve(coming);
         while self.session.capacity() > 0 {
             let now = self.shard.now();
             if self.shard.stopping() != Stopping::No {

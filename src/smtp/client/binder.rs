@@ -85,6 +85,11 @@ impl Binder {
         self.owed.push_back(Owed { mark, number });
     }
 
+    /// Makes room for the replies to so many more transactions of one recipient each.
+    pub(super) fn reserve(&mut self, transactions: usize) {
+        self.owed.reserve(3 * transactions);
+    }
+
     /// The command that a reply which has just come answers.
     pub(super) fn bind(&mut self) -> Option<Owed> {
         self.owed.pop_front()

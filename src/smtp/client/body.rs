@@ -163,7 +163,7 @@ mod tests {
         let mut out = Outgoing::default();
         loop {
             assert_eq!(writer.is_begun(), pieces > 0);
-            out.begin();
+            out.begin(1);
             if !writer.next_piece(&mut out) {
                 break;
             }

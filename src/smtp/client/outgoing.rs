@@ -17,6 +17,9 @@ use crate::mail::Body;
 /// A part of a message of so few octets, as our own header field is, goes with the commands.
 const PART_OCTETS_COPIED: usize = 512;
 
+/// Commands of a transaction with one recipient, with its own header field, seldom take more.
+const COMMAND_OCTETS_USUAL: usize = 512;
+
 /// What one write is made of.
 #[derive(Default, Debug)]
 pub(super) struct Outgoing {
@@ -31,13 +34,15 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    /// Begins a write.
-    pub(super) fn begin(&mut self) {
+    /// Begins a write, in which so many transactions may begin.
+    pub(super) fn begin(&mut self, transactions: usize) {
         self.bytes = match Arc::get_mut(&mut self.buffer) {
             Some(bytes) => mem::take(bytes),
             None => Vec::new(),
         };
         self.bytes.clear();
+        self.bytes.reserve(transactions * COMMAND_OCTETS_USUAL);
+        self.chunks.reserve(2 * transactions);
         (self.from, self.ended) = (0, false);
     }
 
@@ -110,7 +115,7 @@ mod tests {
         let body = Arc::new(Body { bytes: b"body".to_vec().into(), ..Body::default() });
         let mut out = Outgoing::default();
         let mut write = |held: &[Chunk]| {
-            out.begin();
+            out.begin(1);
             out.commands().extend_from_slice(b"one");
             out.commands().extend_from_slice(b"two");
             out.body(&body, 0..4);
@@ -129,7 +134,7 @@ mod tests {
         let at = second[0].as_slice().as_ptr();
         drop((first, second));
         assert_eq!(write(&[])[0].as_slice().as_ptr(), at);
-        out.begin();
+        out.begin(0);
         assert_eq!(out.finish(), None);
     }
 }

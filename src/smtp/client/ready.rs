@@ -148,6 +148,10 @@ impl Ready {
         self.pace.window().saturating_sub(held).min(left) as usize
     }
 
+    pub(super) fn reserve(&mut self, transactions: usize) {
+        self.flights.reserve(transactions);
+    }
+
     pub(super) fn submit(&mut self, transaction: Transaction) {
         let flight = Flight::new(transaction);
         self.octets += flight.octets();
@@ -188,7 +192,7 @@ impl Ready {
         if self.resetting {
             return None;
         }
-        self.out.begin();
+        self.out.begin(self.flights.len() - self.in_flight);
         loop {
             if let Some(at) = self.in_flight.checked_sub(1) {
                 let flight = &mut self.flights[at];

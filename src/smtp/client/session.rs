@@ -206,6 +206,15 @@ impl Session {
         }
     }
 
+    /// Makes room for so many more transactions at once, where lists would grow step by step.
+    pub fn reserve(&mut self, transactions: usize) {
+        if let State::Ready(ready) = &mut self.state {
+            ready.reserve(transactions);
+            self.link.binder.reserve(transactions);
+            self.link.events.reserve(transactions);
+        }
+    }
+
     /// How many transactions the session takes now; 0 unless it is ready.
     #[must_use]
     pub fn capacity(&self) -> usize {
