@@ -108,14 +108,12 @@ pub(super) fn backends() -> Vec<Backend> {
 /// Starts a task on this thread's runtime; it runs until it ends or the runtime does.
 /// [`now`] stands still during each of its polls.
 pub fn spawn<F: Future<Output = ()> + 'static>(future: F) {
-    drop(tokio::task::spawn_local(async move {
-        let mut future = std::pin::pin!(future);
-        std::future::poll_fn(|cx| {
-            rest::note_work();
-            clock::standing(|| future.as_mut().poll(cx))
-        })
-        .await;
-    }));
+    // In a box, for the runtime moves a task about when it begins and when it ends.
+    let mut future = Box::pin(future);
+    drop(tokio::task::spawn_local(std::future::poll_fn(move |cx| {
+        rest::note_work();
+        clock::standing(|| future.as_mut().poll(cx))
+    })));
 }
 
 /// From now on this thread leaves its core to others before it sleeps, as long as they take it.
