@@ -33,7 +33,9 @@ enum Stage {
     Greeting,
     Ehlo,
     Ready,
-    /// It has carried what it may, and QUIT went with that.
+    /// It has carried what it may. QUIT goes behind the last reply: before it the reply to QUIT
+    /// could pass for that to the last message (RFC 2920, 3.1: replies are told apart by their
+    /// place alone).
     Spent,
 }
 
@@ -180,6 +182,7 @@ impl Host {
                 {
                     one.lines -= 3;
                     answered(to, by_data);
+                    one.leave_when_answered();
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -223,9 +226,8 @@ impl Outgoing {
             slices.push(IoSlice::new(&read[body.0..body.1]));
         }
         let is_ready = self.stage == Stage::Ready;
-        if self.left == 0 {
-            slices.push(IoSlice::new(b"QUIT\r\n"));
-            self.stage = if is_ready { Stage::Spent } else { self.stage };
+        if self.left == 0 && is_ready {
+            self.stage = Stage::Spent;
         }
         if !is_ready || !self.pending.is_empty() {
             slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
@@ -242,6 +244,12 @@ impl Outgoing {
         }
         slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
         self.watch(epoll, name);
+    }
+
+    fn leave_when_answered(&mut self) {
+        if self.stage == Stage::Spent && self.owed.is_empty() {
+            self.stream.write_all(b"QUIT\r\n").unwrap();
+        }
     }
 
     fn flush(&mut self, epoll: &OwnedFd, name: usize) {
