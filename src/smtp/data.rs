@@ -163,7 +163,8 @@ impl Receiver {
         }
     }
 
-    /// From inside a line to where the state changes, or to the end of the input.
+    /// From inside a line to where the state changes, or to the end of the input. All octets but
+    /// CR, LF and dots pass here, so that those above 127 are noticed here.
     fn inside(&mut self, input: &[u8], mut at: usize) -> usize {
         // A spoilt message is only searched for its end. To look ahead from each of its bare line
         // ends would take time that grows with the square of their number.
@@ -174,12 +175,14 @@ impl Receiver {
             }
         }
         loop {
-            let Some(octets) = memchr2(b'\r', b'\n', &input[at..]) else {
-                self.line_octets += input.len() - at;
-                return input.len();
-            };
+            let line_end = memchr2(b'\r', b'\n', &input[at..]);
+            let octets = line_end.unwrap_or(input.len() - at);
+            self.findings.eight_bit |= !input[at..at + octets].is_ascii();
             self.line_octets += octets;
             at += octets;
+            if line_end.is_none() {
+                return at;
+            }
             match input[at..] {
                 [b'\r', b'\n', next, ..] if next != b'.' => {
                     self.end_line();
@@ -207,12 +210,15 @@ impl Receiver {
             None => memrchr(b'\n', input).map_or(0, |last| last + 1),
         };
         let lines = &input[..end];
-        if lines.first().is_none_or(|first| *first == b'\n')
-            || has_bare_line_end(lines)
-            || !are_short(lines, self.line_octets)
+        if lines.first().is_none_or(|first| *first == b'\n') || !are_short(lines, self.line_octets)
         {
             return 0;
         }
+        let Scan { bare_line_end, eight_bit } = scan(lines);
+        if bare_line_end {
+            return 0;
+        }
+        self.findings.eight_bit |= eight_bit;
         self.line_octets = 0;
         self.place = Place::Start;
         end
@@ -238,21 +244,28 @@ impl Receiver {
             return;
         }
         self.findings.octets += octets.len() as u64;
-        self.findings.eight_bit = self.findings.eight_bit || !octets.is_ascii();
         if let Some(out) = out {
             out.store(octets);
         }
     }
 }
 
-/// Is there a CR without LF or an LF without CR in `lines`, which begin with no LF and end with
-/// an LF? The loop has no way out, so that many octets are looked at in one step.
-fn has_bare_line_end(lines: &[u8]) -> bool {
+/// What stands in whole lines.
+struct Scan {
+    /// A CR without LF or an LF without CR.
+    bare_line_end: bool,
+    /// An octet above 127.
+    eight_bit: bool,
+}
+
+/// Looks through `lines`, which begin with no LF and end with an LF. The loop has no way out, so
+/// that many octets are looked at in one step.
+fn scan(lines: &[u8]) -> Scan {
     let pairs = lines.iter().zip(&lines[1..]);
-    let bare = pairs.fold(0, |bare, (first, second)| {
-        bare | u8::from(*first == b'\r') ^ u8::from(*second == b'\n')
+    let (bare, bits) = pairs.fold((0, 0), |(bare, bits), (first, second)| {
+        (bare | u8::from(*first == b'\r') ^ u8::from(*second == b'\n'), bits | first)
     });
-    bare != 0
+    Scan { bare_line_end: bare != 0, eight_bit: bits > 127 }
 }
 
 /// Is none of `lines` long? They end with CRLF; `begun` octets of the first one came before.

@@ -99,6 +99,9 @@ fn chunks_are_taken_as_they_are_and_end_with_crlf() {
         (&[b"no end"], b"no end\r\n", false, false),
         (&[b"cut\r"], b"cut\r", false, true),
         (&[b"bare\nlf\r\n"], b"bare\nlf\r\n", false, true),
+        (&[b"\xc3\xa9 at the start\r\n"], b"\xc3\xa9 at the start\r\n", false, false),
+        (&[b"a\r\nb\xc3", b"\xa9\r\n"], b"a\r\nb\xc3\xa9\r\n", false, false),
+        (&[b"no end \xff"], b"no end \xff\r\n", false, false),
         (&[], b"", false, false),
     ];
     for (chunks, message, leading_dot, bare) in table {
@@ -112,6 +115,7 @@ fn chunks_are_taken_as_they_are_and_end_with_crlf() {
         assert_eq!(&out[..], *message);
         let findings = receiver.findings();
         assert_eq!((findings.leading_dot, findings.bare_line_end), (*leading_dot, *bare));
+        assert_eq!(findings.eight_bit, !message.is_ascii());
     }
 }
 
