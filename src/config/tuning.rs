@@ -114,7 +114,8 @@ pub static ENGINE_KEYS: &[EngineKey] = &[
     },
     EngineKey {
         name: "ringpost.direct_write_octets",
-        what: "octets that wait, from which on a commit goes past the page cache; 0: never",
+        what: "octets that wait, from which on a commit goes past the page cache; 0: never, nor \
+               does the log",
         form: Form::Octets,
         range: 0..=1 << 40,
         get: |t| t.direct_write_octets,

@@ -3,9 +3,8 @@
 //! Owns: the open file, and reopening it. Never: the lines (`telemetry`). A log disk that is full
 //! or fails never stops mail: what could not be written is counted, and the count is logged.
 //!
-//! Each shard has its own descriptor, opened for appending, and appends whole lines in its turn
-//! ([`LogFile`]), so that lines of two shards do not mix; all lines of one message come from one
-//! shard.
+//! Each shard has its own descriptor, and appends whole lines to a file in its turn ([`LogFile`]),
+//! so that lines of two shards do not mix; all lines of one message come from one shard.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -85,11 +84,11 @@ impl Shard {
         let is_finished = Rc::new(Cell::new(false));
         let (shard, finished) = (self.clone(), is_finished.clone());
         io::spawn(async move {
-            while shard.log_under_way.get() {
-                io::sleep(POLL).await;
-            }
+            shard.log_is_written().await;
             let file = shard.open_log();
             shard.flush_log(file.as_ref()).await;
+            // The log's own task may have taken lines while this one waited for its turn.
+            shard.log_is_written().await;
             finished.set(true);
         });
         // Of a pipe that nobody reads it would be for ever.
@@ -97,6 +96,12 @@ impl Shard {
         while !is_finished.get() && !left.is_zero() {
             io::sleep(POLL).await;
             left = left.saturating_sub(POLL);
+        }
+    }
+
+    async fn log_is_written(&self) {
+        while self.log_under_way.get() {
+            io::sleep(POLL).await;
         }
     }
 
@@ -112,12 +117,15 @@ impl Shard {
     }
 
     fn open_log(&self) -> Option<LogFile> {
-        let opened = match &self.config().log.target {
-            LogTarget::Off => return None,
-            LogTarget::Stdout => self.files.stdout(),
-            LogTarget::File(path) => self.files.open_append(path),
-        };
-        opened.ok().map(LogFile::new)
+        let config = self.config();
+        let past_cache = config.tuning.direct_write_octets > 0;
+        match &config.log.target {
+            LogTarget::Off => None,
+            LogTarget::Stdout => Some(LogFile::new(self.files.stdout().ok()?, false)),
+            LogTarget::File(path) => {
+                Some(LogFile::new(self.files.open_append(path).ok()?, past_cache))
+            }
+        }
     }
 
     fn log_is_off(&self) -> bool {

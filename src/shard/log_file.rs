@@ -11,44 +11,79 @@
 //! waits its turn: no other one may append between the parts.
 //!
 //! Everything is appended (O_APPEND), never written to a place that was looked up before: whatever
-//! else is done to the file meanwhile, as by a second engine or by logrotate's `copytruncate`, no
-//! line is written over. Blocks that do not fit its end any more are refused by the kernel, go
-//! through the cache, and so does all that follows until the file is opened again.
+//! else is done to the file meanwhile, as by logrotate's `copytruncate` or by a second engine, no
+//! line is written over, but one may be cut in two. Blocks that the kernel refuses behind that end
+//! go through the cache, and so does all that follows until the file is opened again.
+//!
+//! A write past the cache takes as long as the disk does, and lines collect in memory meanwhile.
+//! After one that took long, and with more lines than a disk that keeps up leaves behind, it is the
+//! cache that takes them, which has more room.
+//!
+//! Limits: [`TURN_MAX`]; who waits longer appends all lines in one write through the cache, and may
+//! cut a line of the one whose turn it is.
 
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memchr::memchr_iter;
 use tokio::sync::Mutex;
 
-use super::io::{File, Gather, Piece};
+use super::io::{self as shard_io, File, Gather, Piece};
 use crate::limits::{BLOCK, BLOCK_OCTETS};
+use crate::mail::Mono;
+use crate::telemetry::line::SPARE_OCTETS_MAX;
+
+/// The log's writer is woken when so many octets of lines have collected. One write of so many
+/// costs half the CPU time of two of half as many.
+pub(super) const BATCH_OCTETS: usize = 512 * 1024;
+
+// A list that grows has room for twice what is in it at most; a batch may be late.
+const _: () = assert!(4 * BATCH_OCTETS <= SPARE_OCTETS_MAX);
 
 /// So many octets of whole blocks are worth the way past the page cache. A write of 16 takes half
 /// the CPU time of one through it, a write of 64 a seventh.
 const PAST_CACHE_OCTETS_MIN: usize = 16 * BLOCK;
+
+/// With more the disk does not keep up.
+const PAST_CACHE_OCTETS_MAX: usize = 4 * BATCH_OCTETS;
+
+/// After a write past the cache that took so long the cache takes all for a while.
+const SLOW_MS: u64 = 100;
+const CACHED_MS: u64 = 10_000;
+
+/// The turn is waited for at most this long: whoever has it may wait for a disk, or its thread may.
+const TURN_MAX: Duration = Duration::from_millis(250);
 
 /// See the module.
 pub(super) struct LogFile {
     file: File,
     /// It takes whole blocks past the page cache, for all we know.
     takes_blocks: Cell<bool>,
+    /// The disk was slow: until then all goes through the cache.
+    cached_until: Cell<Mono>,
 }
 
 impl LogFile {
-    pub(super) fn new(file: File) -> Self {
-        let takes_blocks = Cell::new(file.is_in_ring());
-        Self { file, takes_blocks }
+    /// `past_cache`: blocks may go past the page cache. Not where others append too, as to a file
+    /// that is standard output.
+    pub(super) fn new(file: File, past_cache: bool) -> Self {
+        let takes_blocks = Cell::new(past_cache && file.is_in_ring());
+        Self { file, takes_blocks, cached_until: Cell::new(Mono(0)) }
     }
 
     /// Appends `lines`, whole ones. Gives their buffer back, for other lines, and how many of them
     /// could not be written.
     pub(super) async fn append(&self, lines: Vec<u8>, turn: &Mutex<()>) -> (Vec<u8>, u64) {
         // A helper's write may wait for the reader of a pipe, and others in vain for their turn.
-        let _turn = if self.file.is_in_ring() { Some(turn.lock().await) } else { None };
-        let Some(parts) = self.parts_of(lines.len()) else {
+        let turn = match self.file.is_in_ring() {
+            true => shard_io::within(TURN_MAX, turn.lock()).await,
+            false => None,
+        };
+        let parts = turn.as_ref().and_then(|_| self.parts_of(lines.len()));
+        let Some(parts) = parts else {
             let all = 0..lines.len();
             return self.append_parts(lines, [all, 0..0, 0..0]).await;
         };
@@ -60,7 +95,8 @@ impl LogFile {
     /// Which of `octets` octets go up to the first whole block of the file, in whole blocks, and
     /// behind them; `None`: it is not worth it.
     fn parts_of(&self, octets: usize) -> Option<[Range<usize>; 3]> {
-        if !self.takes_blocks.get() || octets < PAST_CACHE_OCTETS_MIN {
+        let is_fit = (PAST_CACHE_OCTETS_MIN..=PAST_CACHE_OCTETS_MAX).contains(&octets);
+        if !is_fit || !self.takes_blocks.get() || shard_io::now().mono < self.cached_until.get() {
             return None;
         }
         let end = self.file.octets().ok()?;
@@ -96,7 +132,13 @@ impl LogFile {
     ) -> io::Result<()> {
         let gather = || Gather::new(vec![Piece::Commands(lines.clone(), part.clone())]);
         if is_of_blocks {
-            match self.file.append_direct(gather()).await {
+            let begun = shard_io::now().mono;
+            let done = self.file.append_direct(gather()).await;
+            let now = shard_io::now().mono;
+            if now.since_ms(begun) >= SLOW_MS {
+                self.cached_until.set(now + Duration::from_millis(CACHED_MS));
+            }
+            match done {
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                     self.takes_blocks.set(false);
                 }
@@ -148,7 +190,8 @@ mod tests {
     fn batches_of_any_size_stand_one_behind_the_other() {
         for backend in io::backends() {
             let path = path_of("sizes");
-            let file = LogFile::new(Files::start(backend).unwrap().open_append(&path).unwrap());
+            let file =
+                LogFile::new(Files::start(backend).unwrap().open_append(&path).unwrap(), true);
             let turn = Mutex::default();
             let sizes = [100, 500_000, 70_000, 1, 65_536, 200_000, 4_096, 1_000_000];
             let written = path.clone();
@@ -177,7 +220,8 @@ mod tests {
     fn blocks_that_do_not_fit_any_more_go_through_the_cache() {
         for backend in io::backends() {
             let path = path_of("refused");
-            let file = LogFile::new(Files::start(backend).unwrap().open_append(&path).unwrap());
+            let file =
+                LogFile::new(Files::start(backend).unwrap().open_append(&path).unwrap(), true);
             let written = path.clone();
             io::run(backend, async move {
                 std::fs::write(&written, "somebody else\n").unwrap();
@@ -206,7 +250,7 @@ mod tests {
                 let (path, turn) = (path.clone(), turn.clone());
                 std::thread::spawn(move || {
                     let file = Files::start(backend).unwrap().open_append(&path).unwrap();
-                    let file = LogFile::new(file);
+                    let file = LogFile::new(file, true);
                     io::run(backend, async move {
                         for round in 0..20 {
                             let lines = lines_of(shard, 50_000 + 20_000 * (round % 3));
@@ -232,11 +276,48 @@ mod tests {
         }
     }
 
+    /// Only as much as a disk that keeps up leaves behind, and not after it was slow.
+    #[test]
+    fn a_slow_disk_has_the_cache_take_the_lines() {
+        let path = path_of("slow");
+        let files = Files::start(io::Backend::Ring).unwrap();
+        let file = LogFile::new(files.open_append(&path).unwrap(), true);
+        let is_cut = |octets| file.parts_of(octets).is_some();
+        let fits = [1, PAST_CACHE_OCTETS_MIN, PAST_CACHE_OCTETS_MAX, PAST_CACHE_OCTETS_MAX + 1];
+        assert_eq!(fits.map(is_cut), [false, true, true, false]);
+        file.cached_until.set(io::now().mono + Duration::from_secs(60));
+        assert!(!is_cut(PAST_CACHE_OCTETS_MIN));
+        let shared = LogFile::new(files.open_append(&path).unwrap(), false);
+        assert!(shared.parts_of(PAST_CACHE_OCTETS_MIN).is_none());
+        std::fs::remove_file(path).unwrap();
+    }
+
+    /// Somebody has the turn and does not end.
+    #[test]
+    fn the_turn_is_not_waited_for_for_ever() {
+        for backend in io::backends() {
+            let path = path_of("turn");
+            let file = Files::start(backend).unwrap().open_append(&path).unwrap();
+            let (file, written) = (LogFile::new(file, true), path.clone());
+            io::run(backend, async move {
+                let turn = Mutex::default();
+                let held = turn.lock().await;
+                let lines = lines_of(0, 100_000);
+                assert_eq!(file.append(lines.clone(), &turn).await.1, 0);
+                assert!(std::fs::read(&written).unwrap() == lines);
+                drop(held);
+            })
+            .unwrap();
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
     #[test]
     fn lines_that_cannot_be_written_are_counted() {
         for backend in io::backends() {
             let full = std::path::Path::new("/dev/full");
-            let file = LogFile::new(Files::start(backend).unwrap().open_append(full).unwrap());
+            let file =
+                LogFile::new(Files::start(backend).unwrap().open_append(full).unwrap(), true);
             io::run(backend, async move {
                 assert_eq!(file.append(b"one\ntwo\n".to_vec(), &Mutex::default()).await.1, 2);
             })

@@ -177,11 +177,9 @@ impl Shard {
 
     /// Writes to the mail log; the writer is woken when much has collected.
     fn log(&self, write: impl FnOnce(&mut MailLog, Now)) {
-        // One write of so many costs half the CPU time of two of half as many.
-        const WAKE_OCTETS: usize = 512 * 1024;
         let mut log = self.mail_log.borrow_mut();
         write(&mut log, self.now());
-        if log.waiting_octets() > WAKE_OCTETS {
+        if log.waiting_octets() > log_file::BATCH_OCTETS {
             self.log_bell.ring();
         }
     }

@@ -23,10 +23,11 @@ use crate::mail::text::escape_into;
 use crate::mail::{ReplyLines, Rid, Wall};
 
 /// Octets of lines that may wait for the writer, per shard.
-pub const BUFFER_OCTETS_MAX: usize = 4 * 1024 * 1024;
+/// A disk that stalls is waited out with them: half a second of the fullest log of a core.
+pub const BUFFER_OCTETS_MAX: usize = 32 * 1024 * 1024;
 
-/// Octets of a written buffer that are kept for reuse.
-const SPARE_OCTETS_MAX: usize = 1024 * 1024;
+/// Octets of a written buffer that are kept for reuse, per shard.
+pub const SPARE_OCTETS_MAX: usize = 2 * 1024 * 1024;
 
 /// Octets of a line kept free behind foreign text, so that a long reply never hides what stands
 /// after it.

@@ -127,6 +127,12 @@ pub async fn sleep(duration: Duration) {
     tokio::time::sleep(duration).await;
 }
 
+/// The outcome of `future`, if it is there within `duration`. The future is dropped: not for an
+/// operation of the kernel.
+pub async fn within<F: Future>(duration: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(duration, future).await.ok()
+}
+
 /// What our own machine lacked, where `error` of accept, socket, bind or connect says so.
 #[must_use]
 pub fn shortage(error: &io::Error) -> Option<Shortage> {

@@ -209,6 +209,7 @@ pub(super) async fn accept(fd: &SharedFd) -> io::Result<OwnedFd> {
 /// Writes all of `gather` at `offset`, or where the file stands when `offset` is `None`.
 pub(super) async fn write_at(fd: &SharedFd, gather: Gather, offset: Option<u64>) -> io::Result<()> {
     let (mut gather, mut offset) = (gather, offset);
+    let mut is_begun = false;
     while !gather.is_empty() {
         let mut raw = Box::new(RawMessage::new(gather));
         let (vectors, count) = raw.vectors();
@@ -218,10 +219,16 @@ pub(super) async fn write_at(fd: &SharedFd, gather: Gather, offset: Option<u64>)
         // SAFETY: as in `send`: vectors and pieces live in the box that moves along.
         let (result, (_, raw)) = unsafe { submit(entry, (fd.clone(), raw)) }.await;
         gather = raw.gather;
-        let count = result?;
-        if count == 0 {
-            return Err(gather::write_zero());
-        }
+        let count = match result {
+            Ok(0) => return Err(gather::write_zero()),
+            Ok(count) => count,
+            // Nothing was written where it says so.
+            Err(error) if is_begun && error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(io::Error::other(error));
+            }
+            Err(error) => return Err(error),
+        };
+        is_begun = true;
         gather.advance(count);
         offset = offset.map(|o| o + count as u64);
     }
