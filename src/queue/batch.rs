@@ -44,6 +44,9 @@ pub(super) struct Pending {
     pub(super) head_octets: usize,
     pub(super) envelope_octets: u64,
     pub(super) extents: u32,
+    /// Octets of body room that it takes, by whichever of the two, table or bodies, is used up
+    /// first.
+    need: u64,
 }
 
 impl Pending {
@@ -138,22 +141,21 @@ impl Queue {
 
     /// Puts a message that was admitted into the next commit.
     pub(super) fn enqueue(&mut self, pending: Pending) {
-        self.pending_octets += self.need(&pending);
+        self.pending_octets += pending.need;
         self.pending.push_back(pending);
     }
 
     fn take_pending(&mut self) -> Option<Pending> {
         let pending = self.pending.pop_front()?;
-        self.pending_octets -= self.need(&pending);
+        self.pending_octets -= pending.need;
         Some(pending)
     }
 
     fn put_back(&mut self, pending: Pending) {
-        self.pending_octets += self.need(&pending);
+        self.pending_octets += pending.need;
         self.pending.push_front(pending);
     }
 
-    /// In octets of body room, whichever of the two, table or bodies, is used up first.
     fn need(&self, pending: &Pending) -> u64 {
         let geometry = self.message_geometry();
         let slot_share = (geometry.octets - geometry.body_offset) / u64::from(geometry.slots);
@@ -167,7 +169,7 @@ impl Queue {
         let pending = self.measure(message)?;
         let geometry = self.message_geometry();
         let body_max = geometry.octets - geometry.body_offset;
-        let need = self.need(&pending);
+        let need = pending.need;
         let names: u64 =
             pending.domains().map(|d| format::name_record_octets(d.as_str().len())).sum();
         let labels = pending.message.bounce_profile.len() + pending.message.listener.len() + 32;
@@ -224,7 +226,7 @@ impl Queue {
         let in_extents = body_octets > limits::INLINE_MESSAGE_OCTETS_MAX;
         let extents = if in_extents { body_octets.div_ceil(limits::EXTENT_OCTETS) } else { 0 };
         self.last_id += 1;
-        Ok(Pending {
+        let mut pending = Pending {
             ticket: Ticket(self.last_id),
             message: Arc::new(message),
             early: None,
@@ -232,7 +234,10 @@ impl Queue {
             head_octets,
             envelope_octets: (head_octets + recipient_octets) as u64,
             extents: u32::try_from(extents).map_err(|_| Full::TooLarge)?,
-        })
+            need: 0,
+        };
+        pending.need = self.need(&pending);
+        Ok(pending)
     }
 
     /// Is something to be written now? Behind a running sync only what is worth it; before one

@@ -201,7 +201,7 @@ impl Queue {
             if handles.is_empty() {
                 // Accepted by its next hops after it was written: its extents are free, unless
                 // its slot cannot be read any more.
-                self.settle_message(segment, message_slot, State::Delivered);
+                self.settle_message(segment, message_slot, State::Delivered, None);
             }
             if let Some(key) = message.early {
                 if !self.early_committed(key, &handles) {
@@ -231,7 +231,8 @@ impl Queue {
             for slot in message.first_slot..message.first_slot + message.entries {
                 self.store_state(commit.segment, slot, deleted);
             }
-            let gone = self.settle_message(commit.segment, message.message_slot, State::Deleted);
+            let gone =
+                self.settle_message(commit.segment, message.message_slot, State::Deleted, None);
             assert!(gone, "all of it was just marked as deleted");
             self.fail(message.ticket, message.early);
         }

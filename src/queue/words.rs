@@ -183,18 +183,21 @@ impl Queue {
         self.put(record, slot, StateWord { state, in_flight: false, ..word });
         self.segments[segment].live -= 1;
         let handle_gone = self.index.settle(handle);
-        let message_gone = handle_gone && self.settle_message(segment, record.message_slot, state);
+        let just = Some(slot);
+        let message_gone =
+            handle_gone && self.settle_message(segment, record.message_slot, state, just);
         Change { applied: true, handle_gone, message_gone }
     }
 
     /// Is all of a message settled? Then its extents become free with the next sync of the words
     /// that say so: not before, or a power cut could leave a live message without its body.
-    /// `last` is the state that settled the last of it.
+    /// `last` is the state that settled the last of it, `just` the slot if it was stored just now.
     pub(super) fn settle_message(
         &mut self,
         segment: usize,
         message_slot: u32,
         last: State,
+        just: Option<u32>,
     ) -> bool {
         let now = self.now;
         let live = &mut self.segments[segment];
@@ -203,7 +206,7 @@ impl Queue {
         let extents = first + message.entries;
         let mut is_moved = false;
         for slot in first..extents {
-            let state = live.state(slot).state;
+            let state = if just == Some(slot) { last } else { live.state(slot).state };
             if !state.is_settled() {
                 return false;
             }
