@@ -81,7 +81,7 @@ pub struct Envelope {
 /// What was seen in the message bytes while they came in; decides how they may be sent on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MessageFacts {
-    /// A line starts with a dot: DATA needs dot-stuffing (RFC 5321 4.5.2).
+    /// A line starts with a dot, or may: DATA needs dot-stuffing (RFC 5321 4.5.2).
     pub leading_dot: bool,
     /// An octet above 127 stands in the message: 8BITMIME is needed (RFC 6152).
     pub eight_bit: bool,

@@ -48,7 +48,8 @@ pub struct Findings {
     pub long_line_octets_max: usize,
     /// A CR without LF or an LF without CR.
     pub bare_line_end: bool,
-    /// A line starts with a dot.
+    /// A line starts with a dot. With [`Framing::Chunks`] that is not looked for, but taken for
+    /// granted: most such messages go on in chunks, where dots mean nothing.
     pub leading_dot: bool,
     /// An octet above 127.
     pub eight_bit: bool,
@@ -92,7 +93,8 @@ impl Receiver {
     /// Ready for the first octet of a message.
     #[must_use]
     pub fn new(framing: Framing) -> Self {
-        let findings = Findings::default();
+        let leading_dot = framing == Framing::Chunks;
+        let findings = Findings { leading_dot, ..Findings::default() };
         Self { framing, place: Place::Start, line_octets: 0, findings }
     }
 
@@ -201,14 +203,16 @@ impl Receiver {
         }
     }
 
-    /// Runs over whole lines up to one before a dot, the way of nearly all octets: gives their
-    /// octets, 0 when one of them is not plain. Three passes that look at many octets in one step
-    /// take a third of the time of a search line by line.
+    /// Runs over whole lines, up to one before a dot if dots hide the end: the way of nearly all
+    /// octets. Gives their octets, 0 when one of them is not plain. Three passes that look at many
+    /// octets in one step take a third of the time of a search line by line.
     fn whole_lines(&mut self, input: &[u8]) -> usize {
-        let end = match memmem::find(input, b"\n.") {
-            Some(before_dot) => before_dot + 1,
-            None => memrchr(b'\n', input).map_or(0, |last| last + 1),
+        let before_dot = match self.framing {
+            Framing::Dots => memmem::find(input, b"\n."),
+            Framing::Chunks => None,
         };
+        let last = before_dot.or_else(|| memrchr(b'\n', input));
+        let end = last.map_or(0, |last| last + 1);
         let lines = &input[..end];
         if lines.first().is_none_or(|first| *first == b'\n') || !are_short(lines, self.line_octets)
         {
