@@ -1,10 +1,10 @@
 //! What the shards of one process share, and nothing else.
 //!
 //! Owns: [`Shared`]: the configuration snapshot, cursors and host health (`registry`), permits,
-//! wake-up gates, counters, doorbells, notes for the log, the time of a warning. Never:
-//! per-message state. No lock here is taken per message: those there are guard maps that a shard
-//! looks into when it meets a destination or a client address for the first time, and copies that
-//! are published once a second.
+//! wake-up gates, counters, doorbells, notes for the log and the turn to write it, the time of a
+//! warning. Never: per-message state. No lock here is taken per message: those there are guard maps
+//! that a shard looks into when it meets a destination or a client address for the first time,
+//! copies that are published once a second, and the log's turn, taken once per batch of lines.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
