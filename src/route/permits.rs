@@ -9,9 +9,11 @@
 //! * *Release*: return the permit, take the next waiting bit, ring that shard.
 //! * *Rung*: try again, or [`Permits::stop_waiting`], which passes the ring on. A ring that is
 //!   simply dropped leaves a permit unused while others sleep.
-//! * While [`Permits::waiting`], holders give idle permits back at once and busy ones soon, and
-//!   a shard that gave one back for that reason does not ask again in the same round: permits
-//!   are not handed over, so it would win them back from the shard it has just rung.
+//! * While [`Permits::wanted`], holders give idle permits back at once and busy ones soon, and
+//!   a lane that gave one back for that reason does not ask again for a while: permits are not
+//!   handed over, so it would win them back from the shard it has just rung. A permit comes back
+//!   only a moment later, when the peer has closed; whoever gives one back says so before
+//!   ([`Permits::comes_back`]), or all would.
 //!
 //! Limits: [`limits::SHARDS_MAX`] shards. A lowered limit takes nothing away: the count sinks as
 //! permits come back.
@@ -20,7 +22,14 @@ use crossbeam_utils::CachePadded;
 
 use super::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use crate::limits;
-use crate::mail::ShardId;
+use crate::mail::{Mono, ShardId};
+
+/// A shard that waits, waits for all its lanes: so many permits may be on their way back for it.
+const RETURNS_PER_SHARD: u32 = 4;
+
+/// A permit that did not come back by then, in milliseconds, is waited for no more: its peer is far
+/// or does not close.
+const RETURN_MS_MAX: u64 = 200;
 
 /// The right to one connection. Give it back with [`Permits::release`] of the same [`Permits`],
 /// once the peer's end of file was read; dropping it loses it for good.
@@ -60,6 +69,9 @@ pub struct Permits {
     limit: AtomicU32,
     /// One bit for each shard that sleeps, or is about to.
     waiting: AtomicU64,
+    /// Permits on their way back: `time << 16 | count`, the time in milliseconds of the first one
+    /// that is waited for.
+    returns: AtomicU64,
     /// The shard that was rung last; the search for the next one begins behind it.
     rung_last: AtomicU32,
 }
@@ -72,6 +84,7 @@ impl Permits {
             taken: CachePadded::new(AtomicU32::new(0)),
             limit: AtomicU32::new(limit),
             waiting: AtomicU64::new(0),
+            returns: AtomicU64::new(0),
             rung_last: AtomicU32::new(0),
         }
     }
@@ -124,6 +137,11 @@ impl Permits {
     #[must_use = "this shard sleeps until it is rung"]
     pub fn release(&self, permit: Permit) -> Option<ShardId> {
         let Permit(()) = permit;
+        // Relaxed, both: see `wanted`. Most permits come back when nobody waits.
+        let returns = self.returns.load(Ordering::Relaxed);
+        if returns & 0xFFFF > 0 {
+            self.returns.store(returns - 1, Ordering::Relaxed);
+        }
         // Release: our use of the permit is over before another one begins.
         let before = self.taken.fetch_sub(1, Ordering::Release);
         assert!(before > 0, "a permit came back that was never taken");
@@ -158,11 +176,41 @@ impl Permits {
         self.limit.fetch_min(limit, Ordering::Relaxed);
     }
 
-    /// True while any shard waits: holders give back what they can spare.
+    /// True while any shard waits.
     #[must_use]
     pub fn waiting(&self) -> bool {
-        // Relaxed: a hint that is read again soon.
+        // Relaxed, here and below: hints that are read again soon.
         self.waiting.load(Ordering::Relaxed) != 0
+    }
+
+    /// True while shards wait, and few permits are on their way back for each of them: holders
+    /// give back what they can spare.
+    #[must_use]
+    pub fn wanted(&self, now: Mono) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed).count_ones();
+        waiting > 0 && self.returning(now).1 < u64::from(waiting * RETURNS_PER_SHARD)
+    }
+
+    /// A holder is about to give its permit back because it is wanted. Two that say so at once may
+    /// count as one.
+    pub fn comes_back(&self, now: Mono) {
+        let (since, count) = self.returning(now);
+        self.returns.store(since << 16 | (count + 1).min(0xFFFF), Ordering::Relaxed);
+    }
+
+    /// Since when, and how many.
+    fn returning(&self, now: Mono) -> (u64, u64) {
+        let word = self.returns.load(Ordering::Relaxed);
+        let (since, count) = (word >> 16, word & 0xFFFF);
+        let is_recent = count > 0 && now.0.saturating_sub(since) < RETURN_MS_MAX;
+        if is_recent { (since, count) } else { (now.0, 0) }
+    }
+
+    /// Does this shard wait, and has not been rung since?
+    #[must_use]
+    pub fn is_waiting(&self, shard: ShardId) -> bool {
+        // Relaxed: only the shard itself sets its bit.
+        self.waiting.load(Ordering::Relaxed) & bit_of(shard) != 0
     }
 
     /// Permits in use.

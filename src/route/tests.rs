@@ -409,7 +409,7 @@ fn permits_ring_the_waiting_shards_in_turn() {
     for shard in [63, 5, 2] {
         assert!(permits.acquire(ShardId(shard)).is_none());
     }
-    assert!(permits.waiting());
+    assert!(permits.wanted(Mono(0)));
     assert_eq!(permits.release(first.permit), Some(ShardId(2)));
     // Shard 2 has no use for it any more: the ring goes on.
     assert_eq!(permits.stop_waiting(ShardId(2)), Some(ShardId(5)));
@@ -417,8 +417,37 @@ fn permits_ring_the_waiting_shards_in_turn() {
     assert!(permits.acquire(ShardId(2)).is_none());
     assert_eq!(permits.release(second.permit), Some(ShardId(63)));
     assert_eq!(permits.release(third.permit), Some(ShardId(2)));
-    assert!(!permits.waiting());
+    assert!(!permits.wanted(Mono(0)));
     assert_eq!(permits.taken(), 0);
+}
+
+#[test]
+fn holders_give_back_no_more_than_a_few_permits_for_each_shard_that_waits() {
+    let permits = Permits::new(20);
+    let held: Vec<_> = (0..20).map(|_| permits.acquire(ShardId(0)).unwrap().permit).collect();
+    let give_back = |now| {
+        let wanted = (0..20).filter(|_| permits.wanted(now));
+        wanted.map(|_| permits.comes_back(now)).count()
+    };
+    assert_eq!(give_back(Mono(7_000)), 0);
+    assert!(permits.acquire(ShardId(1)).is_none() && permits.is_waiting(ShardId(1)));
+    let for_one = give_back(Mono(7_000));
+    assert!((1..10).contains(&for_one), "{for_one}");
+    assert!(permits.acquire(ShardId(2)).is_none());
+    assert_eq!(give_back(Mono(7_001)), for_one);
+    assert_eq!(give_back(Mono(7_002)), 0);
+    // What did not come back by then does not hold up what others hold.
+    assert_eq!(give_back(Mono(8_000)), 2 * for_one);
+    let mut held = held.into_iter();
+    let mut release = || permits.release(held.next().unwrap());
+    assert_eq!(release(), Some(ShardId(1)));
+    assert!(permits.acquire(ShardId(1)).is_some(), "it has come back");
+    assert!(permits.acquire(ShardId(1)).is_none());
+    // For what has come back another one may.
+    assert_eq!(give_back(Mono(8_001)), 1);
+    assert_eq!(release(), Some(ShardId(2)));
+    assert_eq!(permits.stop_waiting(ShardId(1)), None);
+    assert!(!permits.waiting() && !permits.wanted(Mono(9_000)), "nobody waits");
 }
 
 #[test]

@@ -5,13 +5,14 @@
 //!
 //! A connection holds three permits: one of the process, one of the host, and one of the
 //! destination whose mail it carries; it takes another destination's mail only after swapping
-//! that one. They come back when the peer's end of file was read. While another shard waits for a
+//! that one. They come back when the peer's end of file was read. While a shard waits for a
 //! permit, idle sessions end at once and busy ones after their transaction.
 
 use std::cell::{Cell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 
@@ -23,6 +24,18 @@ use super::shortage::Pause;
 use crate::mail::{Mono, Now};
 use crate::route::{Host, LaneFill, Permit, Permits, Pick, Probe, Status};
 use crate::schedule::lane::{Growth, Lane};
+
+/// A lane that gave a permit back does not ask again for this long: permits are not handed over,
+/// and it would win its own one back.
+const HOLD_OFF_MS: u64 = 200;
+
+/// One that is left without a connection asks sooner, for its mail has nothing else to wait for:
+/// after so many usual reply times of its host, but not before [`HOLD_OFF_MS_MIN`]. To end one
+/// connection and begin another costs half of them, so that it should not be done for each message.
+const HOLD_OFF_REPLIES: u64 = 10;
+
+/// Long enough for the shard that was rung to take the permit.
+const HOLD_OFF_MS_MIN: u64 = 20;
 
 /// Everything that changes what may be sent over a connection. The receiving domain is not in
 /// it: sessions are shared by destinations.
@@ -260,6 +273,33 @@ impl Shard {
         }
     }
 
+    /// A session of the lane is about to give its permits back, for a shard waits for one of them.
+    pub(super) fn start_return(&self, held: &Held, served: &Served) {
+        let now = self.now().mono;
+        served.hold_off.set(now + Duration::from_millis(HOLD_OFF_MS));
+        served.host.permits().comes_back(now);
+        if let Some((_, permits)) = &held.destination {
+            permits.comes_back(now);
+        }
+    }
+
+    /// A session of the lane has ended: what waits wants another.
+    pub(super) fn replace_ended(self: &Rc<Self>, served: &Rc<Served>) {
+        let now = self.now().mono;
+        if served.connections() > 0 || now >= served.hold_off.get() {
+            return self.grow(served);
+        }
+        let usual_ms = served.host.usual_reply_ms();
+        let wait = (usual_ms * HOLD_OFF_REPLIES).clamp(HOLD_OFF_MS_MIN, HOLD_OFF_MS);
+        let until = served.hold_off.get().min(now + Duration::from_millis(wait));
+        served.hold_off.set(until);
+        let (shard, served) = (self.clone(), served.clone());
+        super::io::spawn(async move {
+            super::io::sleep(Duration::from_millis(until.since_ms(now))).await;
+            shard.grow(&served);
+        });
+    }
+
     /// Probes a host that is down, when its time has come and permits are free.
     pub(super) fn probe(self: &Rc<Self>, destination: &Rc<Destination>, pick: Pick<'_>) {
         let now = self.now();
@@ -297,13 +337,34 @@ impl Shard {
             self.give_back(process, &self.shared.connections_out);
             return None;
         };
+        let waited = destination.permits.is_waiting(self.id);
         let Some(of_destination) = self.take(&destination.permits) else {
             self.give_back(process, &self.shared.connections_out);
             self.give_back(host_permit, host.permits());
+            if !waited {
+                self.ask_an_idle_session(destination);
+            }
             return None;
         };
         let destination = Some((of_destination, destination.permits.clone()));
         Some(Held { process, host: host_permit, destination })
+    }
+
+    /// An idle session of this shard that holds a permit of the destination looks up, and gives it
+    /// back: one where there are most. Those of other shards do so with their tick.
+    fn ask_an_idle_session(&self, destination: &Destination) {
+        let lanes = destination.lanes.borrow();
+        let holds = |idle: &Idle| {
+            idle.permits.as_ref().is_some_and(|held| Arc::ptr_eq(held, &destination.permits))
+        };
+        let asked = lanes.iter().filter_map(Weak::upgrade).filter_map(|served| {
+            let at = served.idle.borrow().iter().rposition(holds)?;
+            (served.backlog() == 0).then_some((served, at))
+        });
+        if let Some((served, at)) = asked.max_by_key(|(served, _)| served.connections()) {
+            let idle = served.idle.borrow_mut().remove(at);
+            idle.bell.ring();
+        }
     }
 
     /// Swaps the destination's permit for that of another destination; false when it has none.
@@ -321,11 +382,14 @@ impl Shard {
         true
     }
 
-    /// True while another shard waits for a permit that this connection holds.
+    /// True while a shard wants a permit that this connection holds. Of those of the process
+    /// thousands of lanes may be in want.
     pub(super) fn is_wanted(&self, held: &Held, host: &Host) -> bool {
+        let now = self.now().mono;
+        let of_destination = held.destination.as_ref();
         self.shared.connections_out.waiting()
-            || host.permits().waiting()
-            || held.destination.as_ref().is_some_and(|(_, permits)| permits.waiting())
+            || host.permits().wanted(now)
+            || of_destination.is_some_and(|(_, permits)| permits.wanted(now))
     }
 
     /// Gives all permits of a connection back.
@@ -342,7 +406,10 @@ impl Shard {
     /// lanes which no longer need a permit are passed on, and idle sessions give back what others
     /// wait for.
     pub(super) fn retry_lanes(self: &Rc<Self>) {
-        let lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        let mut lanes: Vec<_> = self.pool.borrow().lanes.values().cloned().collect();
+        // Those last that gave a permit back last.
+        lanes.sort_by_key(|served| served.hold_off.get());
+        let now = self.now().mono;
         for served in &lanes {
             let has_backlog = served.backlog() > 0;
             if has_backlog {
@@ -350,9 +417,9 @@ impl Shard {
             } else {
                 self.ring(served.host.permits().stop_waiting(self.id));
             }
-            let wanted = served.host.permits().waiting() || self.shared.connections_out.waiting();
+            let wanted = served.host.permits().wanted(now) || self.shared.connections_out.waiting();
             served.idle.borrow_mut().retain(|idle| {
-                let of_destination = idle.permits.as_ref().is_some_and(|p| p.waiting());
+                let of_destination = idle.permits.as_ref().is_some_and(|p| p.wanted(now));
                 let rings = has_backlog || wanted || of_destination;
                 if rings {
                     idle.bell.ring();

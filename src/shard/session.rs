@@ -27,10 +27,6 @@ use crate::smtp::client::{self, Chunk, ClientSettings, Event, Output, TrainPolic
 /// A busy session keeps a permit that another shard waits for this long at most.
 const BUSY_MAX: Duration = Duration::from_secs(1);
 
-/// A lane that gave a permit back does not ask again for this long: permits are not handed over,
-/// and it would win its own one back.
-const HOLD_OFF: Duration = Duration::from_millis(200);
-
 /// A session holds a delivery too long when its outcome comes after this many usual reply times of
 /// its host, in milliseconds at least [`SLOW_MS_MIN`]: more connections would help.
 const SLOW_TIMES: u64 = 4;
@@ -82,7 +78,7 @@ pub(super) async fn run(
     };
     shard.sessions.set(shard.sessions.get() - 1);
     if shard.stopping() == Stopping::No {
-        shard.grow(&served);
+        shard.replace_ended(&served);
     }
     if is_spent {
         served.spent_one_is_gone();
@@ -412,7 +408,7 @@ impl<'a> Dialogue<'a> {
                 return self.session.quit(now);
             }
             if self.must_give_back(now.mono) {
-                self.served.hold_off.set(now.mono + HOLD_OFF);
+                self.shard.start_return(&self.held, self.served);
                 return self.session.quit(now);
             }
             // Who may soon have to give its permit back does not look ahead for a small gain.
