@@ -90,7 +90,9 @@ pub fn stalled_host(arguments: &Arguments) -> Value {
             let early = (run % 2 == 1).then(&mut beside);
             let healthy = nine(&row, None, arguments);
             let beside = early.unwrap_or_else(beside);
-            (healthy, beside, stalled.counts().connections_peak)
+            let connections = stalled.counts().connections_peak;
+            assert!(connections <= PERMITS, "{connections} connections to the stalled host");
+            (healthy, beside, connections)
         })
         .collect();
     let ratio =
@@ -99,7 +101,6 @@ pub fn stalled_host(arguments: &Arguments) -> Value {
     let middle = all.swap_remove(all.len() / 2);
     let ratio = ratio(&middle);
     let (healthy, beside, connections) = middle;
-    assert!(connections <= PERMITS, "{connections} connections to the stalled host");
     if arguments.json {
         println!(
             "{}",
